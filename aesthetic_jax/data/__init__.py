@@ -1,0 +1,1 @@
+"""Data: manifest, synthetic scenes, TFDS builder, prompts, images, input pipeline, hard cases."""

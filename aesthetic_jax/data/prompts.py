@@ -1,0 +1,53 @@
+"""The words of the task: the question of each dimension, the chat template, and the text of a completion."""
+
+from collections.abc import Sequence
+
+from aesthetic_jax.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, TURN_END, TURN_START
+
+# The published default of InternVL's original chat template; the -hf template has none.
+INTERNVL_SYSTEM_PROMPT = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+
+_CRITERIA = {
+    "appearance_deformation": "keep the product's shape, colour, label and cap as in the original",
+    "physical_shadow": "have one shadow, of the right length, on the side away from the light",
+    "placement_layout": "stand the product upright and firmly on the table",
+    "extension_rationality": "add nothing to the product and leave nothing out of it",
+}
+
+
+def question_text(dimension: str, num_candidates: int) -> str:
+    """The question of one dimension: which of the candidates pass it, and the form of the answer."""
+    last = "ABCDEFGH"[num_candidates - 1]
+    return (
+        f"Image-1 is the original product photo; the others are candidates A to {last}, in order. "
+        f"Which candidates {_CRITERIA[dimension]}? Reply as <think>reasoning</think><answer>letters or None</answer>."
+    )
+
+
+def prompt_text(question: str, tiles_per_image: Sequence[int], tokens_per_tile: int, system: str = "") -> str:
+    """The whole prompt, up to where the assistant's turn begins.
+
+    Args:
+        question: the words after the images.
+        tiles_per_image: number of tiles of each image, in order.
+        tokens_per_tile: image tokens that a tile takes.
+        system: system prompt; "" for none (transformers' -hf template), INTERNVL_SYSTEM_PROMPT for the original's.
+
+    Returns:
+        Byte for byte what InternVL's `internvl2_5` conversation template, or the -hf chat template, renders for
+        "Image-1: <image>\\nImage-2: <image>\\n...{question}".
+    """
+    images = "".join(
+        f"Image-{number}: {IMAGE_START}{IMAGE_CONTEXT * (tiles * tokens_per_tile)}{IMAGE_END}\n"
+        for number, tiles in enumerate(tiles_per_image, start=1)
+    )
+    turns = f"{TURN_START}system\n{system}{TURN_END}\n" if system else ""
+    return f"{turns}{TURN_START}user\n{images}{question}{TURN_END}\n{TURN_START}assistant\n"
+
+
+def completion_text(reasoning: str, answer: Sequence[str]) -> str:
+    """The completion that SFT teaches, with its end-of-turn token."""
+    letters = ",".join(sorted(answer)) or "None"
+    return f"<think>{reasoning}</think><answer>{letters}</answer>{TURN_END}"

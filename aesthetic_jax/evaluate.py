@@ -1,0 +1,50 @@
+"""Answers the questions of a split greedily and scores the answers: writes metrics.json and predictions.jsonl.
+
+aesthetic-jax evaluate --config=configs/X.py --checkpoint=DIR --split=test --out=DIR
+"""
+
+import json
+
+from absl import flags
+
+from aesthetic_jax.command_line import define_config, require
+
+FLAGS = flags.FlagValues()
+define_config(FLAGS)
+flags.DEFINE_string("checkpoint", None, "run directory, or one of its checkpoints", flag_values=FLAGS)
+flags.DEFINE_string("split", "test", "split of the config's data set", flag_values=FLAGS)
+flags.DEFINE_string("out", None, "folder for metrics.json and predictions.jsonl", flag_values=FLAGS)
+flags.DEFINE_integer("limit", 0, "answer the first so many questions only; 0: all", flag_values=FLAGS)
+
+
+def main(arguments: flags.FlagValues) -> None:
+    """Runs the command."""
+    config, checkpoint, out = (require(arguments, name) for name in ("config", "checkpoint", "out"))
+
+    from etils import epath
+
+    from aesthetic_jax.checkpoints.training import abstract_model, load_model
+    from aesthetic_jax.data.records import open_records
+    from aesthetic_jax.data.tokenizer import load_tokenizer
+    from aesthetic_jax.rl.scores import format_table
+    from aesthetic_jax.training.config import check_config
+    from aesthetic_jax.training.evaluation import make_greedy, predict, summarize_predictions
+    from aesthetic_jax.training.model import make_encoder
+
+    check_config(config)
+    records = open_records(config.data.manifest, config.data.data_dir, arguments.split)
+    architecture, parameters, tokenizer = load_model(checkpoint)
+    encoder = make_encoder(config, architecture, load_tokenizer(tokenizer))
+    graph, _ = abstract_model(architecture)
+    greedy = make_greedy(graph, encoder, config.max_completion_length)
+    predictions = predict(greedy, parameters, records, encoder, config.eval_batch_size, arguments.limit)
+
+    metrics = summarize_predictions(predictions)
+    folder = epath.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = ("id", "dimension", "completion", "predicted", "answer")
+    rows = "".join(json.dumps({name: row[name] for name in fields}) + "\n" for row in predictions)
+    (folder / "predictions.jsonl").write_text(rows)
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(format_table({epath.Path(checkpoint).name: metrics}))
+    print(folder)

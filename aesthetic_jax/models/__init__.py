@@ -1,0 +1,1 @@
+"""InternVL: vision tower, projector, language model, and the two calls every step is written with."""

@@ -1,0 +1,199 @@
+"""InternVL, and the two calls that every step is written with: `prefill` and `extend`."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from aesthetic_jax.models.attention import attention, shared_prompt_attention
+from aesthetic_jax.models.config import InternVLConfig
+from aesthetic_jax.models.language import LanguageModel, rotary_angles
+from aesthetic_jax.models.layers import scan_layers
+from aesthetic_jax.models.vision import Projector, VisionTower, pixel_shuffle
+
+IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of channels red, green, blue in 0..1
+IMAGE_STD = (0.229, 0.224, 0.225)
+
+
+class PromptCache(NamedTuple):
+    """What `prefill` leaves for `extend`: one entry a prompt, however many completions follow."""
+
+    keys: Float[Array, "L B P K E"]
+    values: Float[Array, "L B P K E"]
+    mask: Bool[Array, "B P"]  # True at tokens, False at padding
+    last_hidden: Float[
+        Array, "B D"
+    ]  # normed hidden state of the last prompt token: predicts the first completion token
+
+
+class SuffixCache(NamedTuple):
+    """Keys and values of the completions' own tokens, filled from the left while decoding."""
+
+    keys: Float[Array, "L B G S K E"]
+    values: Float[Array, "L B G S K E"]
+    filled: Int[Array, ""]  # number of tokens that every completion has
+
+
+def normalize(tiles: UInt8[Array, "... X X 3"]) -> Float[Array, "... X X 3"]:
+    """Pixels as InternVL expects them: scaled to 0..1, minus ImageNet's mean, over its deviation."""
+    return (tiles.astype(jnp.float32) / 255 - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_STD)
+
+
+def _place_images(
+    text: Float[Array, "B S D"], is_image: Bool[Array, "B S"], features: Float[Array, "B M D"]
+) -> Float[Array, "B S D"]:
+    """Puts each row's features, in order, where the row's image tokens are."""
+    order = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+    placed = jnp.take_along_axis(features, order[..., None], axis=1)
+    return jnp.where(is_image[..., None], placed, text)
+
+
+class InternVL(nnx.Module):
+    """InternVL 2.5 / 3: InternViT, pixel shuffle, MLP projector and Qwen2, plain causal attention throughout."""
+
+    def __init__(self, config: InternVLConfig, *, rngs: nnx.Rngs):
+        self.vision = VisionTower(config.vision, rngs=rngs)
+        self.projector = Projector(config, rngs=rngs)
+        self.language = LanguageModel(config, rngs=rngs)
+        self.config = config
+
+    def image_features(self, tiles: Array) -> Float[Array, "M Q D"]:
+        """Language-model embeddings of M image tiles, Q = config.tokens_per_tile each.
+
+        Args:
+            tiles: [M, X, X, 3]; uint8, or float32 already normalised as by `normalize`.
+        """
+        if tiles.dtype == jnp.uint8:
+            tiles = normalize(tiles)
+        x = self.vision(tiles.astype(self.config.dtype), remat=self.config.remat)
+        grid = self.config.vision.grid
+        return self.projector(pixel_shuffle(x.reshape(-1, grid, grid, x.shape[-1]), self.config.shuffle))
+
+    def prefill(
+        self, images: Array | None, prompt_ids: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"]
+    ) -> PromptCache:
+        """Runs the vision tower once per image tile and the language model once per prompt.
+
+        Args:
+            images: tiles [B, N, X, X, 3] in the order of their tokens, or their features [B, N, Q, D] from
+                `image_features`; prompts with fewer tiles are filled up at the end. None: no images.
+            prompt_ids: left- or right-padded.
+            prompt_mask: True at tokens.
+        """
+        if images is not None and images.ndim == 5:
+            images = self.image_features(images.reshape(-1, *images.shape[2:])).reshape(
+                *images.shape[:2], -1, self.width
+            )
+        hidden, (keys, values) = self._forward(self._embed(prompt_ids, images), prompt_mask)
+        last = prompt_mask.shape[1] - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
+        last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+        return PromptCache(keys, values, prompt_mask, last_hidden)
+
+    def extend(
+        self, prompt: PromptCache, completion_ids: Int[Array, "B G T"], suffix: SuffixCache | None = None
+    ) -> tuple[Float[Array, "B G T D"], SuffixCache | None]:
+        """Continues G completions of each prompt on that prompt's one cache.
+
+        Without a suffix cache the T tokens are the completions' first ones and see each other causally: training. With one
+        they follow the `suffix.filled` tokens before them and are written behind those: decoding, usually T = 1.
+
+        Returns:
+            Normed hidden states ([..., t] predicts token t + 1) and the suffix cache, grown by T.
+        """
+        text = self.config.text
+        length = completion_ids.shape[2]
+        filled = 0 if suffix is None else suffix.filled
+        steps = filled + jnp.arange(length)
+        positions = prompt.mask.sum(1)[:, None, None] + jnp.broadcast_to(steps, completion_ids.shape)
+        angles = rotary_angles(positions, text.head_dim, text.rope_theta)
+        span = length if suffix is None else suffix.keys.shape[3]
+        mask = jnp.arange(span) <= steps[:, None]
+        x = self.language.embedding[completion_ids].astype(self.config.dtype)
+
+        def step(layer, carry, slices):
+            x, suffix = carry
+            index, prompt_keys, prompt_values = slices
+
+            def attend(queries, keys, values):
+                nonlocal suffix
+                if suffix is not None:
+                    start = (index, 0, 0, filled, 0, 0)
+                    suffix = suffix._replace(
+                        keys=jax.lax.dynamic_update_slice(suffix.keys, keys[None], start),
+                        values=jax.lax.dynamic_update_slice(suffix.values, values[None], start),
+                    )
+                    keys, values = suffix.keys[index], suffix.values[index]
+                return shared_prompt_attention(queries, prompt_keys, prompt_values, prompt.mask, keys, values, mask)
+
+            x = layer(x, angles, attend)
+            return (x, suffix), None
+
+        layers = (jnp.arange(text.layers), prompt.keys, prompt.values)
+        remat = self.config.remat if suffix is None else "none"
+        (x, suffix), _ = scan_layers(self.language.layers, step, (x, suffix), layers, remat)
+        if suffix is not None:
+            suffix = suffix._replace(filled=filled + length)
+        return self.language.norm(x), suffix
+
+    def init_suffix(self, batch: int, group: int, length: int) -> SuffixCache:
+        """An empty suffix cache for B x G completions of up to `length` tokens."""
+        text = self.config.text
+        shape = (text.layers, batch, group, length, text.kv_heads, text.head_dim)
+        empty = jnp.zeros(shape, self.config.dtype)
+        return SuffixCache(empty, empty, jnp.zeros((), jnp.int32))
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Logits of normed hidden states, in float32 whatever the compute dtype."""
+        return hidden.astype(jnp.float32) @ self.language.head_kernel.astype(jnp.float32)
+
+    def __call__(
+        self, input_ids: Int[Array, "B S"], pixel_values: Array | None = None, attention_mask: Array | None = None
+    ) -> Float[Array, "B S V"]:
+        """The plain forward pass, as transformers' `InternVLForConditionalGeneration`.
+
+        Args:
+            input_ids: token ids; each image token takes one feature, in reading order over the whole batch.
+            pixel_values: [N, X, X, 3] float32 normalised tiles (uint8 ones are normalised here); None or N = 0: no images.
+            attention_mask: non-zero at tokens, zero at padding (left or right); None: no padding.
+        """
+        mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else jnp.asarray(attention_mask).astype(bool)
+        features = None
+        if pixel_values is not None and pixel_values.shape[0]:
+            features = self.image_features(jnp.asarray(pixel_values)).reshape(1, -1, self.width)
+        x = self._embed(jnp.asarray(input_ids).reshape(1, -1), features).reshape(*input_ids.shape, -1)
+        return self.logits(self._forward(x, mask)[0])
+
+    @property
+    def width(self) -> int:
+        """The language model's width D."""
+        return self.config.text.width
+
+    def _embed(self, ids: Int[Array, "B S"], features: Array | None) -> Float[Array, "B S D"]:
+        x = self.language.embedding[ids].astype(self.config.dtype)
+        if features is None or not features.size:
+            return x
+        return _place_images(x, ids == self.config.image_token, features.reshape(ids.shape[0], -1, self.width))
+
+    def _forward(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> tuple:
+        """Causal pass over padded rows: normed hidden states and every layer's keys and values."""
+        text = self.config.text
+        positions = jnp.clip(jnp.cumsum(mask, axis=1) - 1, 0)
+        angles = rotary_angles(positions, text.head_dim, text.rope_theta)
+        length = x.shape[1]
+        visible = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
+
+        def step(layer, x, _):
+            cache = ()
+
+            def attend(queries, keys, values):
+                nonlocal cache
+                cache = keys, values
+                return attention(queries, keys, values, visible)
+
+            x = layer(x, angles, attend)
+            return x, cache
+
+        x, cache = scan_layers(self.language.layers, step, x, remat=self.config.remat)
+        return self.language.norm(x), cache

@@ -1,0 +1,80 @@
+"""Qwen2: the language model's layers, written so that the caller decides what a token may look at."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from aesthetic_jax.models.config import InternVLConfig
+from aesthetic_jax.models.layers import Linear, RMSNorm, parameter
+
+
+def rotary_angles(positions: Int[Array, "..."], head_dim: int, theta: float) -> Float[Array, "... E/2"]:
+    """Rotation angle of each position and pair of channels, float32 radians."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return positions[..., None].astype(jnp.float32) * frequencies
+
+
+def rotate(x: Float[Array, "... H E"], angles: Float[Array, "... E/2"]) -> Float[Array, "... H E"]:
+    """Rotary position embedding in float32, halves convention: channel i pairs with i + E/2."""
+    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+class TextLayer(nnx.Module):
+    """Pre-norm attention with grouped queries, then SwiGLU."""
+
+    def __init__(self, config: InternVLConfig, *, stack: tuple[int, ...], rngs: nnx.Rngs):
+        text = config.text
+        width, heads, kv = text.width, text.heads * text.head_dim, text.kv_heads * text.head_dim
+        projection = dict(stack=stack, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, rngs=rngs)
+        out_std = 0.02 * (2 * text.layers) ** -0.5
+        self.norm1 = RMSNorm(width, text.norm_epsilon, stack=stack, rngs=rngs)
+        self.query = Linear(width, heads, ("embed", "heads"), bias=True, **projection)
+        self.key = Linear(width, kv, ("embed", "kv_heads"), bias=True, **projection)
+        self.value = Linear(width, kv, ("embed", "kv_heads"), bias=True, **projection)
+        self.out = Linear(heads, width, ("heads", "embed"), std=out_std, **projection)
+        self.norm2 = RMSNorm(width, text.norm_epsilon, stack=stack, rngs=rngs)
+        self.gate = Linear(width, text.mlp_width, ("embed", "mlp"), **projection)
+        self.up = Linear(width, text.mlp_width, ("embed", "mlp"), **projection)
+        self.down = Linear(text.mlp_width, width, ("mlp", "embed"), std=out_std, **projection)
+        self.head_dim = text.head_dim
+
+    def __call__(self, x: Float[Array, "... D"], angles: Float[Array, "... E/2"], attend: Callable):
+        """One layer.
+
+        Args:
+            x: hidden states, any leading axes.
+            angles: of `rotary_angles`, with the same leading axes.
+            attend: (queries [..., H, E], keys [..., K, E], values [..., K, E]) -> mixed values [..., H, E].
+        """
+        h = self.norm1(x)
+        split = (*x.shape[:-1], -1, self.head_dim)
+        queries = rotate(self.query(h).reshape(split), angles)
+        keys = rotate(self.key(h).reshape(split), angles)
+        mixed = attend(queries, keys, self.value(h).reshape(split))
+        x = x + self.out(mixed.reshape(*x.shape[:-1], -1))
+        h = self.norm2(x)
+        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+
+
+class LanguageModel(nnx.Module):
+    """Embedding, layers, final norm and head; `InternVL` runs the layers."""
+
+    def __init__(self, config: InternVLConfig, *, rngs: nnx.Rngs):
+        text = config.text
+        normal = nnx.initializers.normal(0.02)
+        self.embedding = parameter(rngs, normal, (text.vocab_size, text.width), ("vocab", "embed"), ())
+        self.layers = TextLayer(config, stack=(text.layers,), rngs=rngs)
+        self.norm = RMSNorm(text.width, text.norm_epsilon, rngs=rngs)
+        if not text.tied_head:
+            self.head = parameter(rngs, normal, (text.width, text.vocab_size), ("embed", "vocab"), ())
+        self.tied_head = text.tied_head
+
+    @property
+    def head_kernel(self) -> Float[Array, "D V"]:
+        """What turns normed hidden states into logits."""
+        return self.embedding[...].T if self.tied_head else self.head[...]

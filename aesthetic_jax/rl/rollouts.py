@@ -1,0 +1,96 @@
+"""Sampling completions: one prefill a prompt, then token by token on the prompt's shared cache.
+
+Noise is keyed by what it belongs to: fold_in(fold_in(fold_in(key, sample), completion), position). A rollout is the same
+whatever the batch's order, its padding or its mesh.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from aesthetic_jax.models.internvl import InternVL, PromptCache, SuffixCache
+from aesthetic_jax.models.logprobs import completion_mask
+
+
+class Rollout(NamedTuple):
+    """G sampled completions of each prompt."""
+
+    ids: Int[Array, "B G T"]  # padded behind the end token
+    mask: Bool[Array, "B G T"]  # True up to and including the end token
+    logprobs: Float[Array, "B G T"]  # of the sampled tokens, full vocabulary, at the sampling temperature; 0 at padding
+    ended: Bool[Array, "B G"]  # False where max_length cut the completion off
+
+
+class _Decoding(NamedTuple):
+    position: Int[Array, ""]
+    hidden: Float[Array, "B G D"]  # predicts the token at `position`
+    suffix: SuffixCache
+    ended: Bool[Array, "B G"]
+    ids: Int[Array, "B G T"]
+    logprobs: Float[Array, "B G T"]
+
+
+def sample_completions(
+    model: InternVL,
+    prompt: PromptCache,
+    sample_ids: Int[Array, "B"],
+    key: Key[Array, ""],
+    *,
+    group: int,
+    max_length: int,
+    end_token: int,
+    pad_token: int,
+    temperature: float = 1.0,
+) -> Rollout:
+    """Draws `group` completions of every prompt, stopping when all have ended.
+
+    Args:
+        sample_ids: what the noise of each prompt is keyed by.
+        temperature: of the distribution drawn from (full vocabulary, no truncation); 0: the most likely token.
+
+    Image tokens are never drawn: they would have to be replaced by features that don't exist. The log-probabilities are
+    those of the whole vocabulary all the same, as the trainer computes them.
+    """
+    batch = prompt.mask.shape[0]
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    keys = jax.vmap(fold, in_axes=(0, None))(fold(key, sample_ids), jnp.arange(group))
+    allowed = jnp.arange(model.config.text.vocab_size) != model.config.image_token
+
+    def draw(state: _Decoding) -> tuple[Array, Array]:
+        logprobs = jax.nn.log_softmax(model.logits(state.hidden) / (temperature or 1.0))
+        scores = jnp.where(allowed, logprobs, -jnp.inf)
+        if temperature:
+            at_position = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, state.position)
+            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:])))(at_position)
+            scores += noise
+        token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+        return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
+
+    def step(state: _Decoding) -> _Decoding:
+        token, logprob = draw(state)
+        token = jnp.where(state.ended, pad_token, token)
+        logprob = jnp.where(state.ended, 0.0, logprob)
+        hidden, suffix = model.extend(prompt, token[..., None], state.suffix)
+        at = (0, 0, state.position)
+        return _Decoding(
+            position=state.position + 1,
+            hidden=hidden[..., 0, :],
+            suffix=suffix,
+            ended=state.ended | (token == end_token),
+            ids=jax.lax.dynamic_update_slice(state.ids, token[..., None], at),
+            logprobs=jax.lax.dynamic_update_slice(state.logprobs, logprob[..., None], at),
+        )
+
+    start = _Decoding(
+        position=jnp.zeros((), jnp.int32),
+        hidden=jnp.broadcast_to(prompt.last_hidden[:, None], (batch, group, model.width)),
+        suffix=model.init_suffix(batch, group, max_length),
+        ended=jnp.zeros((batch, group), bool),
+        ids=jnp.full((batch, group, max_length), pad_token, jnp.int32),
+        logprobs=jnp.zeros((batch, group, max_length), jnp.float32),
+    )
+    end = jax.lax.while_loop(lambda state: (state.position < max_length) & ~state.ended.all(), step, start)
+    mask = completion_mask(end.ids, end_token) & (jnp.arange(max_length) < end.position)
+    return Rollout(end.ids, mask, end.logprobs, end.ended)

@@ -1,0 +1,1 @@
+"""Training: state, SFT and GRPO steps, the loop, metrics, sharding."""

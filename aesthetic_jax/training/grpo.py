@@ -1,0 +1,140 @@
+"""Stage 2: group relative policy optimisation. Rollout and update are pure functions; rewards come between, on the host."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from aesthetic_jax.data.pipeline import Batch
+from aesthetic_jax.data.tokenizer import ChatTokenizer
+from aesthetic_jax.models.logprobs import completion_logprobs
+from aesthetic_jax.rl.losses import policy_loss
+from aesthetic_jax.rl.rewards import dpa_reward, format_reward, parse_answer
+from aesthetic_jax.rl.rollouts import Rollout, sample_completions
+from aesthetic_jax.training.state import Parameters, TrainState, update
+
+
+class Experience(NamedTuple):
+    """What an update learns from: prompts, their completions, and how good these were."""
+
+    tiles: Array
+    prompt_ids: Int[Array, "B P"]
+    prompt_mask: Bool[Array, "B P"]
+    completion_ids: Int[Array, "B G T"]
+    completion_mask: Bool[Array, "B G T"]
+    advantages: Float[Array, "B G"]
+    old_logprobs: Float[Array, "B G T"] | None  # None: this is the first update on the rollout, the ratio is 1
+    ref_logprobs: Float[Array, "B G T"] | None  # None: beta is 0
+
+
+class Scores(NamedTuple):
+    """Rewards of a rollout on the host and their parts; each [B, G] float32."""
+
+    reward: np.ndarray
+    dpa: np.ndarray
+    format: np.ndarray
+    exact: np.ndarray
+
+
+def rollout(
+    parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph: nnx.GraphDef, **sampling
+) -> Rollout:
+    """Completions of a batch's prompts; `sampling` as in `sample_completions`."""
+    model = nnx.merge(graph, parameters)
+    prompt = model.prefill(batch.tiles, batch.prompt_ids, batch.prompt_mask)
+    return sample_completions(model, prompt, batch.index, key, **sampling)
+
+
+def logprobs(
+    parameters: Parameters, batch: Batch, completion_ids: Int[Array, "B G T"], *, graph: nnx.GraphDef, temperature: float
+) -> Float[Array, "B G T"]:
+    """Log-probabilities of completions under the reference model's parameters."""
+    model = nnx.merge(graph, parameters)
+    prompt = model.prefill(batch.tiles, batch.prompt_ids, batch.prompt_mask)
+    return completion_logprobs(model, prompt, completion_ids, temperature)[0]
+
+
+def gold_letters(answer: int) -> frozenset[str]:
+    """The letters whose bits are set in Batch.answer."""
+    return frozenset(letter for bit, letter in enumerate("ABCDEFGH") if answer >> bit & 1)
+
+
+def decode(rollout: Rollout, tokenizer: ChatTokenizer) -> list[list[str]]:
+    """Texts of a rollout, [B][G], end tokens cut off."""
+    ids, mask = np.asarray(rollout.ids), np.asarray(rollout.mask)
+    return [[tokenizer.decode(row[keep]) for row, keep in zip(*group, strict=True)] for group in zip(ids, mask, strict=True)]
+
+
+def score(texts: Sequence[Sequence[str]], batch: Batch, config, progress: float) -> Scores:
+    """Rewards of completions.
+
+    Args:
+        texts: [B][G].
+        config: the run's `reward` settings.
+        progress: share of training that is done, in [0, 1]; with dpa_anneal the reward moves with it from the variant to
+            exact match.
+    """
+    parts = np.zeros((4, len(texts), len(texts[0])), np.float32)
+    anneal = progress if config.dpa_anneal else 0.0
+    for b, group in enumerate(texts):
+        gold, options = gold_letters(int(batch.answer[b])), int(batch.num_options[b])
+        for g, text in enumerate(group):
+            predicted = parse_answer(text, options)
+            exact = dpa_reward(predicted, gold, options, "exact")
+            dpa = (1 - anneal) * dpa_reward(predicted, gold, options, config.variant) + anneal * exact
+            form = format_reward(text, options)
+            total = config.accuracy_weight * dpa + config.format_weight * form
+            parts[:, b, g] = total, dpa, form, exact
+    return Scores(*parts)
+
+
+def grpo_update(
+    state: TrainState,
+    experience: Experience,
+    *,
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    temperature: float,
+    micro_batches: int = 1,
+    **loss_settings,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One optimiser update on a rollout; `loss_settings` as in `policy_loss`."""
+    tokens_per_micro_batch = experience.completion_mask.sum() / micro_batches
+
+    def loss(model, micro_batch):
+        prompt = model.prefill(micro_batch.tiles, micro_batch.prompt_ids, micro_batch.prompt_mask)
+        logprobs, entropy = completion_logprobs(model, prompt, micro_batch.completion_ids, temperature)
+        mask = micro_batch.completion_mask
+        value, metrics = policy_loss(
+            logprobs,
+            micro_batch.old_logprobs,
+            micro_batch.ref_logprobs,
+            micro_batch.advantages,
+            mask,
+            num_items_in_batch=tokens_per_micro_batch,
+            **loss_settings,
+        )
+        metrics["entropy"] = jnp.where(mask, entropy, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+        return value, metrics
+
+    return update(state, experience, loss, graph=graph, optimizer=optimizer, micro_batches=micro_batches)
+
+
+def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
+    """What a rollout says about the policy: rewards, exactness, groups that teach nothing, lengths."""
+    return {
+        "reward": scores.reward.mean(),
+        "reward/dpa": scores.dpa.mean(),
+        "reward/format": scores.format.mean(),
+        "reward/std": scores.reward.std(axis=1, ddof=1).mean(),
+        "exact": scores.exact.mean(),
+        "groups/zero_spread": (np.ptp(scores.reward, axis=1) == 0).mean(),
+        "groups/no_exact": (scores.exact.max(axis=1) == 0).mean(),
+        "completion/length": np.asarray(rollout.mask).sum(-1).mean(),
+        "completion/cut_off": 1 - np.asarray(rollout.ended).mean(),
+    }

@@ -1,0 +1,114 @@
+"""The model a run starts from: random, one of our checkpoints, or a Hugging Face directory."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+from flax import nnx, traverse_util
+from ml_collections import ConfigDict
+
+from aesthetic_jax.checkpoints import huggingface
+from aesthetic_jax.checkpoints.training import abstract_model, load_model, locate, read_architecture
+from aesthetic_jax.data.pipeline import Encoder
+from aesthetic_jax.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
+from aesthetic_jax.models.config import PRESETS, InternVLConfig
+from aesthetic_jax.models.internvl import InternVL
+from aesthetic_jax.training.state import Parameters, split
+
+
+def is_hugging_face(path: str) -> bool:
+    """Whether a directory holds a Hugging Face checkpoint, as against one of our runs."""
+    folder = epath.Path(path)
+    return (folder / "config.json").exists() and not (folder / "model.json").exists() and "checkpoints" not in folder.parts
+
+
+def tokenizer_directory(path: str) -> str:
+    """Where the tokenizer files of an `init_from` are."""
+    return path if is_hugging_face(path) else str(locate(path)[0] / "tokenizer")
+
+
+def scratch_model(
+    config: ConfigDict, texts: Callable[[], Iterable[str]]
+) -> tuple[InternVLConfig, Parameters, ChatTokenizer]:
+    """A preset with random parameters, and a tokenizer trained on the run's texts."""
+    preset = PRESETS[config.model.preset]
+    tokenizer = train_tokenizer(texts(), min(config.model.vocab_size, preset.text.vocab_size))
+    text = dataclasses.replace(preset.text, vocab_size=max(tokenizer.size, config.model.vocab_size))
+    architecture = _with_overrides(dataclasses.replace(preset, text=text, image_token=tokenizer.image), config)
+    return architecture, _fill(architecture, {}, config.seed), tokenizer
+
+
+def initial_model(
+    config: ConfigDict, texts: Callable[[], Iterable[str]]
+) -> tuple[InternVLConfig, Parameters, ChatTokenizer]:
+    """What `config.init_from` names, with the config's dtype, rematerialisation and LoRA.
+
+    Args:
+        texts: gives the texts that a model from scratch trains its tokenizer on.
+
+    Returns:
+        Architecture, parameters (float32) and tokenizer.
+    """
+    if not config.init_from:
+        return scratch_model(config, texts)
+    if is_hugging_face(config.init_from):
+        architecture = huggingface.read_config(config.init_from)
+        parameters = huggingface.load_parameters(config.init_from, architecture)
+        directory = config.init_from
+    else:
+        architecture, parameters, directory = load_model(config.init_from)
+    architecture = _with_overrides(architecture, config)
+    return architecture, _fill(architecture, parameters, config.seed), load_tokenizer(directory)
+
+
+def _with_overrides(architecture: InternVLConfig, config: ConfigDict) -> InternVLConfig:
+    overrides = {"dtype": config.model.dtype, "remat": config.model.remat}
+    if config.model.lora_rank:
+        overrides |= {"lora_rank": config.model.lora_rank, "lora_alpha": config.model.lora_alpha}
+    return dataclasses.replace(architecture, **overrides)
+
+
+def _fill(architecture: InternVLConfig, parameters: Parameters, seed: int) -> Parameters:
+    """The parameters, with random ones where there are none (all of them, or LoRA's); computes no others."""
+    given = traverse_util.flatten_dict(parameters)
+
+    @jax.jit
+    def missing():
+        _, state = nnx.split(InternVL(architecture, rngs=nnx.Rngs(seed)))
+        flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+        return traverse_util.unflatten_dict({path: x for path, x in flat.items() if path not in given})
+
+    random = traverse_util.flatten_dict(missing())
+    return traverse_util.unflatten_dict(random | {path: jnp.asarray(x) for path, x in given.items()})
+
+
+def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: ChatTokenizer) -> Encoder:
+    """The encoder that a config and an architecture mean."""
+    return Encoder(
+        tokenizer=tokenizer,
+        tile_size=architecture.vision.image_size,
+        tokens_per_tile=architecture.tokens_per_tile,
+        max_images=config.data.max_images,
+        max_tiles=config.data.max_tiles,
+        prompt_buckets=tuple(config.data.prompt_buckets),
+        completion_buckets=tuple(config.data.completion_buckets),
+        system=config.data.system_prompt,
+    )
+
+
+def describe(config: ConfigDict) -> str:
+    """Size of a config's model, found without computing anything."""
+    architecture = _with_overrides(PRESETS[config.model.preset], config)
+    if config.init_from and is_hugging_face(config.init_from):
+        architecture = _with_overrides(huggingface.read_config(config.init_from), config)
+    elif config.init_from:
+        architecture = _with_overrides(read_architecture(str(locate(config.init_from)[0])), config)
+    _, shapes = abstract_model(architecture)
+    trained, frozen = split(shapes, tuple(config.model.freeze), bool(config.model.lora_rank))
+    counts = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in (("trained", trained), ("frozen", frozen))}
+    return (
+        f"{sum(counts.values()):,} parameters: {counts['trained']:,} trained, {counts['frozen']:,} frozen; "
+        f"float32 parameters {4 * sum(counts.values()) / 2**30:.2f} GiB, AdamW moments {8 * counts['trained'] / 2**30:.2f} GiB"
+    )

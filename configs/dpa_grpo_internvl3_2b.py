@@ -1,0 +1,13 @@
+"""Stage 2, second row of the ablation: GRPO with partial credit (DPA)."""
+
+from ml_collections import ConfigDict
+
+from aesthetic_jax.training.config import grpo_config
+
+
+def get_config() -> ConfigDict:
+    """Give it the SFT run as --config.init_from and a data set as --config.data.data_dir."""
+    config = grpo_config()
+    config.reward.variant = "subset"
+    config.hard_cases.mode = "off"
+    return config

@@ -1,0 +1,47 @@
+"""The whole recipe at a size that two CPU cores learn in minutes: `configs/quickstart.py:METHOD`.
+
+METHOD is sft, grpo, dpa_grpo or hcm_grpo. The last three differ in the reward and in the mining alone, as in the paper's
+ablation.
+"""
+
+from ml_collections import ConfigDict
+
+from aesthetic_jax.errors import UserError
+from aesthetic_jax.training.config import grpo_config, sft_config
+
+_STAGE2 = {"grpo": ("exact", "off"), "dpa_grpo": ("subset", "off"), "hcm_grpo": ("subset", "online")}
+
+
+def get_config(method: str = "sft") -> ConfigDict:
+    """The config of one method; give it the data as --config.data.data_dir, and stage 2 the SFT run as --config.init_from."""
+    if method == "sft":
+        config = sft_config()
+        config.num_steps = 300
+        config.batch_size = 32
+        config.optimizer.learning_rate = 2e-3
+        config.optimizer.warmup_updates = 20
+        config.eval_every = 100
+    elif method in _STAGE2:
+        config = grpo_config()
+        config.num_steps = 60
+        config.batch_size = 32
+        config.optimizer.learning_rate = 2e-4
+        config.optimizer.warmup_updates = 3
+        config.eval_every = 20
+        config.reward.variant, config.hard_cases.mode = _STAGE2[method]
+        config.hard_cases.round_steps = 10
+    else:
+        raise UserError(f"configs/quickstart.py: no method '{method}'; choose from sft, {', '.join(_STAGE2)}")
+    config.micro_batches = 1
+    config.eval_batch_size = 64
+    config.checkpoint_every = 1000
+    config.max_completion_length = 96
+
+    config.model.preset = "tiny"
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+    config.model.freeze = ()
+    config.data.prompt_buckets = (256,)
+    config.data.completion_buckets = (96,)
+    config.data.threads = 2
+    return config
