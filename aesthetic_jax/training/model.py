@@ -9,7 +9,6 @@ from etils import epath
 from flax import nnx, traverse_util
 from ml_collections import ConfigDict
 
-from aesthetic_jax.checkpoints import huggingface
 from aesthetic_jax.checkpoints.training import abstract_model, load_model, locate, read_architecture
 from aesthetic_jax.data.pipeline import Encoder
 from aesthetic_jax.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
@@ -54,6 +53,8 @@ def initial_model(
     if not config.init_from:
         return scratch_model(config, texts)
     if is_hugging_face(config.init_from):
+        from aesthetic_jax.checkpoints import huggingface
+
         architecture = huggingface.read_config(config.init_from)
         parameters = huggingface.load_parameters(config.init_from, architecture)
         directory = config.init_from
@@ -102,6 +103,8 @@ def describe(config: ConfigDict) -> str:
     """Size of a config's model, found without computing anything."""
     architecture = _with_overrides(PRESETS[config.model.preset], config)
     if config.init_from and is_hugging_face(config.init_from):
+        from aesthetic_jax.checkpoints import huggingface
+
         architecture = _with_overrides(huggingface.read_config(config.init_from), config)
     elif config.init_from:
         architecture = _with_overrides(read_architecture(str(locate(config.init_from)[0])), config)
