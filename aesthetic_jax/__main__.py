@@ -18,6 +18,7 @@ COMMANDS = {
     "build": "turn a manifest into a TFDS data set (ArrayRecord)",
     "train": "run a config: SFT or GRPO; the same command resumes",
     "evaluate": "answer a split's questions and score them",
+    "report": "lay methods side by side: table, curves, summary.json",
     "screen": "judge the candidates of one original image",
     "convert": "Hugging Face checkpoints in and out",
 }

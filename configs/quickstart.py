@@ -35,13 +35,14 @@ def get_config(method: str = "sft") -> ConfigDict:
     config.micro_batches = 1
     config.eval_batch_size = 64
     config.checkpoint_every = 1000
-    config.max_completion_length = 96
+    config.max_completion_length = 64
 
     config.model.preset = "tiny"
+    config.model.vocab_size = 640
     config.model.dtype = "float32"
     config.model.remat = "none"
     config.model.freeze = ()
-    config.data.prompt_buckets = (256,)
-    config.data.completion_buckets = (96,)
+    config.data.prompt_buckets = (160,)
+    config.data.completion_buckets = (64,)
     config.data.threads = 2
     return config

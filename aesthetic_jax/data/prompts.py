@@ -10,10 +10,10 @@ INTERNVL_SYSTEM_PROMPT = (
 )
 
 _CRITERIA = {
-    "appearance_deformation": "keep the product's shape, colour, label and cap as in the original",
-    "physical_shadow": "have one shadow, of the right length, on the side away from the light",
-    "placement_layout": "stand the product upright and firmly on the table",
-    "extension_rationality": "add nothing to the product and leave nothing out of it",
+    "appearance_deformation": "keep shape, colour, label and cap",
+    "physical_shadow": "have a shadow that fits the light",
+    "placement_layout": "stand upright and firmly",
+    "extension_rationality": "are whole, with nothing grown on",
 }
 
 
@@ -21,8 +21,8 @@ def question_text(dimension: str, num_candidates: int) -> str:
     """The question of one dimension: which of the candidates pass it, and the form of the answer."""
     last = "ABCDEFGH"[num_candidates - 1]
     return (
-        f"Image-1 is the original product photo; the others are candidates A to {last}, in order. "
-        f"Which candidates {_CRITERIA[dimension]}? Reply as <think>reasoning</think><answer>letters or None</answer>."
+        f"Image-1 is the original product, the others are A to {last}. Which of them {_CRITERIA[dimension]}? "
+        "Reply as <think>reasoning</think><answer>letters or None</answer>."
     )
 
 

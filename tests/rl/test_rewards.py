@@ -1,0 +1,140 @@
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aesthetic_jax.rl.rewards import VARIANTS, dpa_reward, format_answer, format_reward, parse_answer
+
+answers = st.frozensets(st.sampled_from("ABCD"))
+SUBSETS = [frozenset(x) for size in range(5) for x in combinations("ABCD", size)]
+
+
+@pytest.mark.parametrize(
+    ("inside", "letters"),
+    [
+        ("A,C", "AC"),
+        ("c, a", "AC"),
+        (" B ", "B"),
+        ("A\nB\tD", "ABD"),
+        ("A , B", "AB"),
+        ("None", ""),
+        ("none", ""),
+        (" NONE\n", ""),
+    ],
+)
+def test_answers_that_parse(inside, letters):
+    assert parse_answer(f"<think>x</think><answer>{inside}</answer>") == frozenset(letters)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    ["", " ", "AC", "A;C", "A or C", "A,,C", ",A", "A,", "A,A", "a A", "E", "1", "\uff21", "\u0410", "A\u00a0B", "A.", "(A)", "nothing"],
+)
+def test_answers_that_do_not_parse(inside):
+    assert parse_answer(f"<think>x</think><answer>{inside}</answer>") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A,C",
+        "<Answer>A</Answer>",
+        "<answer>A",
+        "A</answer>",
+        "<answer>A</answer> and more",
+        "<answer>A</answer><answer>A</answer>",
+        "<answer><answer>A</answer>",
+        "<answer>A</answer></answer>",
+        "<answer >A</answer>",
+        "<answer>A</answer>\u00a0",
+        "<answer>A<|im_end|></answer>",
+    ],
+)
+def test_tags_are_strict(text):
+    assert parse_answer(text) is None
+
+
+def test_only_the_given_options_count():
+    assert parse_answer("<answer>H</answer>", 8) == {"H"}
+    assert parse_answer("<answer>C</answer>", 2) is None
+
+
+def test_end_of_turn_is_cut_off_first():
+    assert parse_answer("<answer>A</answer><|im_end|>\n<answer>B</answer>") == {"A"}
+    assert parse_answer("<answer>A</answer>\n<|endoftext|>junk") == {"A"}
+
+
+@given(st.text(alphabet=st.characters() | st.sampled_from("ABCD,<>/ answerthink\n")))
+def test_parser_takes_any_text(text):
+    for whole in (text, f"<answer>{text}</answer>", f"<think>{text}</think><answer>A</answer>"):
+        answer = parse_answer(whole)
+        assert answer is None or answer <= set("ABCD")
+        assert format_reward(whole) in (0.0, 1.0)
+
+
+@given(answers)
+def test_what_is_formatted_parses(answer):
+    assert parse_answer(f"<answer>{format_answer(answer)}</answer>") == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("<think>a</think><answer>A</answer>", 1),
+        (" <think>a</think>\n<answer>None</answer>\n", 1),
+        ("<think></think><answer>A</answer><|im_end|>", 1),
+        ("<answer>A</answer>", 0),
+        ("<think>a</think><think>b</think><answer>A</answer>", 0),
+        ("<think>a<answer>A</answer>", 0),
+        ("so <think>a</think><answer>A</answer>", 0),
+        ("<think>a</think> so <answer>A</answer>", 0),
+        ("<think>a</think><answer>AB</answer>", 0),
+    ],
+)
+def test_format_reward(text, reward):
+    assert format_reward(text) == reward
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_reward_laws(variant):
+    for gold in SUBSETS:
+        assert dpa_reward(None, gold, 4, variant) == 0
+        for predicted in SUBSETS:
+            reward = dpa_reward(predicted, gold, 4, variant)
+            assert 0 <= reward <= 1
+            assert (reward == 1) == (predicted == gold)
+
+
+@pytest.mark.parametrize(
+    ("variant", "predicted", "gold", "reward"),
+    [
+        ("subset", "A", "AC", 1 / 2),
+        ("subset", "AB", "AC", 0),
+        ("subset", "", "AC", 0),
+        ("subset", "A", "", 0),
+        ("jaccard", "AB", "AC", 1 / 3),
+        ("f1", "AB", "AC", 1 / 2),
+        ("per_option", "AB", "AC", 1 / 2),
+        ("exact", "A", "AC", 0),
+    ],
+)
+def test_reward_values(variant, predicted, gold, reward):
+    assert dpa_reward(frozenset(predicted), frozenset(gold), 4, variant) == pytest.approx(reward)
+
+
+def test_random_non_empty_subsets_score_as_the_paper_says():
+    """Mean over answer sizes 1 to 4 of a random non-empty guess: exact 6.7, subset 25.0, Jaccard 40.7, per option 50.8, F1 52.1."""
+    expected = {"exact": 6.7, "subset": 25.0, "jaccard": 40.7, "per_option": 50.8, "f1": 52.1}
+    for variant, value in expected.items():
+        by_size = []
+        for size in range(1, 5):
+            golds = [x for x in SUBSETS if len(x) == size]
+            rewards = [dpa_reward(p, g, 4, variant) for g in golds for p in SUBSETS[1:]]
+            by_size.append(sum(rewards) / len(rewards))
+        assert 100 * sum(by_size) / 4 == pytest.approx(value, abs=0.05)
+
+
+def test_unknown_variant_is_refused():
+    with pytest.raises(ValueError, match="subset, jaccard"):
+        dpa_reward(frozenset(), frozenset(), 4, "partial")
