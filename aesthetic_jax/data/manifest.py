@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from etils import epath
@@ -15,6 +16,9 @@ SPLITS = ("train", "validation", "test")
 _OPTIONS = "ABCDEFGH"
 _REQUIRED = {"id": str, "split": str, "dimension": str, "original": str, "candidates": list, "answer": list}
 _OPTIONAL = {"reasoning": str, "question": str}
+_KIND_NAMES = {str: "a string", list: "a list of strings"}
+_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _RESERVED = re.compile(r"</?(think|answer|img)>|<image>|<IMG_CONTEXT>|<\|\w+\|>")
 
 
@@ -25,7 +29,7 @@ class Sample:
     Attributes:
         original: path of the original photo, relative to the manifest.
         candidates: paths of 2 to 8 candidates, option A first.
-        answer: letters of the candidates that pass the dimension; may be empty.
+        answer: sorted letters of the candidates that pass the dimension; may be empty.
         reasoning: chain of thought, without tags.
         question: replaces the dimension's question.
     """
@@ -45,99 +49,180 @@ class Sample:
         return (self.original, *self.candidates)
 
 
-def _parse(line: str) -> Sample:
-    """One line's sample; ValueError says what is wrong, beginning with the field."""
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON ({error.msg} at column {error.colno}); write one JSON object a line") from None
-    if not isinstance(fields, dict):
-        raise ValueError("is no JSON object; write one object a line")
-    if missing := _REQUIRED.keys() - fields.keys():
-        raise ValueError(f"field '{min(missing)}' is missing; add it")
-    if unknown := fields.keys() - _REQUIRED.keys() - _OPTIONAL.keys():
-        raise ValueError(f"field '{min(unknown)}' is unknown; remove or rename it")
-    for name, value in fields.items():
-        kind = (_REQUIRED | _OPTIONAL)[name]
-        if value is None and name in _OPTIONAL:
-            continue
-        if not isinstance(value, kind) or (kind is list and not all(isinstance(x, str) for x in value)):
-            wanted = "a list of strings" if kind is list else "a string"
-            raise ValueError(f"field '{name}' is {json.dumps(value)[:60]}; give {wanted}")
-    if not fields["id"] or not fields["id"].isprintable():
-        raise ValueError("field 'id' is empty or has unprintable characters; give each sample a plain name")
-    for name, allowed in (("split", SPLITS), ("dimension", DIMENSIONS)):
-        if fields[name] not in allowed:
-            raise ValueError(f"field '{name}' is '{fields[name]}'; choose from {', '.join(allowed)}")
-    if not 2 <= len(fields["candidates"]) <= len(_OPTIONS):
-        raise ValueError(f"field 'candidates' has {len(fields['candidates'])} images; give 2 to {len(_OPTIONS)}")
-    options = _OPTIONS[: len(fields["candidates"])]
-    for letter in fields["answer"]:
-        if len(letter) != 1 or letter not in options:
-            raise ValueError(f"field 'answer' has '{letter}'; the options are {', '.join(options)}")
-    if len(set(fields["answer"])) != len(fields["answer"]):
-        raise ValueError("field 'answer' repeats a letter; name each once")
-    for name in _OPTIONAL:
-        if found := _RESERVED.search(fields.get(name) or ""):
-            raise ValueError(f"field '{name}' contains '{found.group()}', which has a meaning of its own; remove it")
-    for path in (fields["original"], *fields["candidates"]):
-        parts = path.split("/")
-        if not path or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path or ":" in parts[0]:
-            raise ValueError(f"image path '{path}' leaves the manifest's folder; give a relative path inside it")
-    candidates, answer = tuple(fields.pop("candidates")), tuple(sorted(fields.pop("answer")))
-    return Sample(candidates=candidates, answer=answer, **fields)
+def read_manifest(path: str, check_files: bool = True) -> list[Sample]:
+    """All samples of a manifest, in its order; lines of white space are passed over.
 
-
-def read_manifest(path: str) -> list[Sample]:
-    """All samples of a manifest, in its order.
+    Args:
+        path: the file, may be `gs://`.
+        check_files: whether the images must be there, inside the manifest's folder also after links are followed.
 
     Raises:
-        UserError: names the file, the first bad line, its field and the mend. Missing images, and links that lead out of the
-            manifest's folder, count as bad lines.
+        UserError: names the file, the first bad line, its field and the mend, and how many more lines are bad.
     """
-    file = epath.Path(path)
-    try:
-        lines = file.read_bytes().decode("utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such manifest") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; name the manifest.jsonl in it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    folder = file.parent
-    root = folder.resolve()
-    samples, first_line, listings = [], {}, {}
-    for number, line in enumerate(lines, start=1):
+    samples, first_line, faults = [], {}, []
+    check_image = _image_check(epath.Path(path).parent) if check_files else lambda field, image: None
+    for number, line in enumerate(_read(path).split(b"\n"), start=1):  # a JSON string may hold other line separators
         if not line.strip():
             continue
         try:
             sample = _parse(line)
-            if sample.id in first_line:
-                raise ValueError(f"field 'id' is '{sample.id}', as on line {first_line[sample.id]}; make it unique")
-            for image in sample.images:
-                _check_image(root, image, listings)
+            if first_line.setdefault(sample.id, number) != number:
+                raise ValueError(f"field 'id' is '{sample.id}' as on line {first_line[sample.id]}; make it unique")
+            check_image("original", sample.original)
+            for image in sample.candidates:
+                check_image("candidates", image)
+            samples.append(sample)
         except ValueError as error:
-            raise UserError(f"{path}: line {number}: {error}") from None
-        first_line[sample.id] = number
-        samples.append(sample)
+            faults.append(f"{path}: line {number}: {error}")
+    if faults:
+        raise UserError(faults[0] + (f" ({len(faults) - 1} more lines are bad)" if len(faults) > 1 else ""))
     if not samples:
         raise UserError(f"{path}: holds no samples; write one JSON object a line")
     return samples
 
 
-def _check_image(root: epath.Path, image: str, listings: dict[Any, set[str]]) -> None:
-    """Whether an image is in its folder; folders are listed once, which is what makes object stores bearable."""
-    file = root / image
-    if file.parent not in listings:
-        inside = file.parent.resolve() == file.parent
-        listings[file.parent] = {x.name for x in file.parent.iterdir()} if inside and file.parent.exists() else set()
-    if file.name not in listings[file.parent]:
-        raise ValueError(f"there is no image '{image}' in the manifest's folder; add it or mend the path")
-    if file.resolve() != file:
-        raise ValueError(f"image '{image}' is a link out of the manifest's folder; copy the image there")
-
-
 def write_manifest(samples: Iterable[Sample], path: str) -> None:
-    """Writes samples one a line, fields without a value left out."""
+    """Writes samples one a line, fields without a value left out; their image paths are relative to the file."""
     rows = ({name: x for name, x in dataclasses.asdict(sample).items() if x is not None} for sample in samples)
     epath.Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read(path: str) -> bytes:
+    try:
+        data = epath.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such manifest; mend the path") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; name the manifest.jsonl in it") from None
+    except OSError as error:
+        raise UserError(f"{path}: can't be read ({error.strerror or error}); mend the path or its rights") from None
+    if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: line 1: begins with a byte order mark; save the file as UTF-8 without one")
+    return data
+
+
+def _parse(line: bytes) -> Sample:
+    """One line's sample; ValueError says what is wrong, with the field's name, and the mend."""
+    try:
+        fields = json.loads(line.decode(), object_pairs_hook=_unique_fields)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is not JSON ({error.msg} at column {error.colno}); write one JSON object a line") from None
+    except RecursionError:
+        raise ValueError("is nested too deeply; write one flat JSON object a line") from None
+    if not isinstance(fields, dict):
+        raise ValueError("is no JSON object; write one object a line")
+    _check_types(fields)
+    _check_values(fields)
+    candidates, answer = tuple(fields.pop("candidates")), tuple(sorted(fields.pop("answer")))
+    return Sample(candidates=candidates, answer=answer, **fields)
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"field {_quote(twice)} is given twice; leave one")
+    return fields
+
+
+def _check_types(fields: dict[str, Any]) -> None:
+    if missing := [name for name in _REQUIRED if name not in fields]:
+        raise ValueError(f"field '{missing[0]}' is missing; add it")
+    known = _REQUIRED | _OPTIONAL
+    if unknown := [name for name in fields if name not in known]:
+        raise ValueError(f"field {_quote(unknown[0])} is unknown; remove it, or rename it to one of {', '.join(known)}")
+    for name, value in fields.items():
+        if value is None and name in _OPTIONAL:
+            continue
+        kind = known[name]
+        texts = value if isinstance(value, list) else [value]
+        if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"field '{name}' is {_quote(value)}; give {_KIND_NAMES[kind]}")
+        if any(_SURROGATE.search(text) for text in texts):
+            raise ValueError(f"field '{name}' holds half of a surrogate pair; write the character in UTF-8")
+
+
+def _check_values(fields: dict[str, Any]) -> None:
+    if not _SAFE_ID.fullmatch(fields["id"]):
+        raise ValueError(
+            f"field 'id' is {_quote(fields['id'])}; use 1 to 128 letters, digits, '_', '-' and '.', no '-' or '.' first"
+        )
+    for name, allowed in (("split", SPLITS), ("dimension", DIMENSIONS)):
+        if fields[name] not in allowed:
+            raise ValueError(f"field '{name}' is {_quote(fields[name])}; choose from {', '.join(allowed)}")
+    if not 2 <= len(fields["candidates"]) <= len(_OPTIONS):
+        raise ValueError(f"field 'candidates' has {len(fields['candidates'])} images; give 2 to {len(_OPTIONS)}")
+    options = _OPTIONS[: len(fields["candidates"])]
+    for letter in fields["answer"]:
+        if len(letter) != 1 or letter not in options:
+            raise ValueError(f"field 'answer' has {_quote(letter)}; the options are {', '.join(options)}")
+        if fields["answer"].count(letter) > 1:
+            raise ValueError(f"field 'answer' repeats '{letter}'; name each letter once")
+    for name in _OPTIONAL:
+        text = fields.get(name)
+        if text is not None and not text.strip():
+            raise ValueError(f"field '{name}' is empty; write one, or leave the field out")
+        if found := _RESERVED.search(text or ""):
+            raise ValueError(f"field '{name}' contains '{found.group()}', which has a meaning of its own; remove it")
+    _check_path("original", fields["original"])
+    for path in fields["candidates"]:
+        _check_path("candidates", path)
+
+
+def _check_path(field: str, path: str) -> None:
+    parts = path.split("/")
+    if not path.isprintable() or not path or "\\" in path or path.endswith("/"):
+        raise ValueError(f"field '{field}': {_quote(path)} names no file; write a relative path with '/'")
+    if parts[0] == "" or ".." in parts or ":" in parts[0]:
+        raise ValueError(
+            f"field '{field}': {_quote(path)} leaves the manifest's folder; put the image in it, as a relative path"
+        )
+
+
+def _image_check(folder: epath.Path) -> Callable[[str, str], None]:
+    """A function (field, image) that raises ValueError unless the image is a file inside the folder, links followed.
+
+    Folders are listed once, which is what makes object stores bearable.
+    """
+    root = epath.Path(_real_path(folder))
+    listings: dict[str, dict[str, bool]] = {}
+
+    def check(field: str, image: str) -> None:
+        parent, _, name = image.rpartition("/")
+        if parent not in listings:
+            listings[parent] = _list_files(root / parent)
+        is_link = listings[parent].get(name)
+        if is_link is None:
+            raise ValueError(f"field '{field}': there is no file {_quote(image)}; add it or mend the path")
+        if is_link and not epath.Path(_real_path(root / image)).is_relative_to(root):
+            raise ValueError(
+                f"field '{field}': {_quote(image)} is a link out of the manifest's folder; copy the image in"
+            )
+
+    return check
+
+
+def _real_path(path: epath.Path) -> str:
+    """Where a path leads; epath's own resolve() doesn't follow links. Object stores have none."""
+    return str(path) if "://" in str(path) else os.path.realpath(path)
+
+
+def _list_files(folder: epath.Path) -> dict[str, bool]:
+    """The files of a folder: name to whether links lead there; nothing if it doesn't exist."""
+    try:
+        if "://" in str(folder):
+            return {file.name: False for file in folder.iterdir()}
+        linked = _real_path(folder) != str(folder)
+        with os.scandir(folder) as entries:
+            return {entry.name: linked or entry.is_symlink() for entry in entries if entry.is_file()}
+    except OSError:
+        return {}
+
+
+def _quote(value: Any) -> str:
+    """A value as one short line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

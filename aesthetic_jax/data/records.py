@@ -34,7 +34,10 @@ class Record:
 
 
 class Records(abc.ABC):
-    """A split's samples in the manifest's order; random access, picklable."""
+    """A split's samples in the manifest's order; random access, picklable.
+
+    Files are opened when a sample is asked for, and nothing read is kept.
+    """
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -43,13 +46,38 @@ class Records(abc.ABC):
     def __getitem__(self, index: int) -> Record: ...
 
     @abc.abstractmethod
-    def has_reasoning(self) -> Bool[np.ndarray, "n"]:
+    def ids(self) -> list[str]:
+        """The samples' ids in order, found without reading images."""
+
+    @abc.abstractmethod
+    def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         """Which samples have a chain of thought, found without reading images."""
+
+
+def open_records(manifest: str | None = None, data_dir: str | None = None, split: str = "train") -> Records:
+    """The samples of a split, from a manifest or from what `build` made of one; the other argument is None or "".
+
+    Args:
+        manifest: a manifest.jsonl; its images are looked for.
+        data_dir: the folder that `build --out` was given, or the version folder inside it.
+
+    Raises:
+        UserError: not exactly one of the two, no such data, or no samples in the split.
+    """
+    if bool(manifest) == bool(data_dir):
+        raise UserError("data: give either data.manifest or data.data_dir")
+    if manifest:
+        samples = tuple(sample for sample in read_manifest(manifest) if sample.split == split)
+        if not samples:
+            raise UserError(f"{manifest}: has no samples of split '{split}'; add some or name another split")
+        return _ManifestRecords(manifest, split, samples)
+    return _BuiltRecords(_version_folder(data_dir), split).checked()
 
 
 @dataclasses.dataclass(frozen=True)
 class _ManifestRecords(Records):
-    folder: str
+    manifest: str
+    split: str
     samples: tuple[Sample, ...] = dataclasses.field(repr=False)
 
     def __len__(self) -> int:
@@ -57,12 +85,19 @@ class _ManifestRecords(Records):
 
     def __getitem__(self, index: int) -> Record:
         sample = self.samples[index]
-        images = tuple((epath.Path(self.folder) / image).read_bytes() for image in sample.images)
+        folder = epath.Path(self.manifest).parent
+        try:
+            images = tuple((folder / image).read_bytes() for image in sample.images)
+        except OSError as error:
+            raise UserError(f"{self.manifest}: sample {sample.id}: an image can't be read ({error})") from None
         options = len(sample.candidates)
         answer = frozenset(sample.answer)
         return Record(sample.id, sample.dimension, images, answer, options, sample.reasoning, sample.question)
 
-    def has_reasoning(self) -> Bool[np.ndarray, "n"]:
+    def ids(self) -> list[str]:
+        return [sample.id for sample in self.samples]
+
+    def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.array([bool(sample.reasoning) for sample in self.samples])
 
 
@@ -71,11 +106,32 @@ class _BuiltRecords(Records):
     data_dir: str
     split: str
 
+    def checked(self) -> "_BuiltRecords":
+        """Itself, unless the data set is damaged or has no such split."""
+        try:
+            splits = self._builder.info.splits
+            samples, indexed = (
+                sum(x.num_examples for x in splits.values()),
+                sum(map(len, self._metadata["ids"].values())),
+            )
+        except Exception as error:  # TFDS raises many kinds
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(f"{self.data_dir}: can't be opened ({reason}); build the data set again") from None
+        if samples != indexed:
+            raise UserError(f"{self.data_dir}: is no data set of aesthetic-jax build, or damaged; build it again")
+        if self.split not in splits:
+            raise UserError(f"{self.data_dir}: has no samples of split '{self.split}'; it has {', '.join(splits)}")
+        return self
+
     @functools.cached_property
     def _builder(self):
         import tensorflow_datasets as tfds
 
         return tfds.builder_from_directory(self.data_dir)
+
+    @property
+    def _metadata(self):
+        return self._builder.info.metadata
 
     @functools.cached_property
     def _source(self):
@@ -85,17 +141,20 @@ class _BuiltRecords(Records):
             def decode_batch_example_np(self, example):
                 return example
 
-        return self._builder.as_data_source(self.split, decoders={"images": KeepEncoded()})
+        decoders = {"original": KeepEncoded(), "candidates": KeepEncoded()}
+        return self._builder.as_data_source(self.split, decoders=decoders)
 
     def __getstate__(self):  # open files stay behind; Grain's workers open their own
         return {"data_dir": self.data_dir, "split": self.split}
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._metadata["ids"][self.split])
 
     def __getitem__(self, index: int) -> Record:
-        row = self._source[index]
-        images = tuple(row["images"])
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self!r} has {len(self)} samples, none of number {index}")
+        row = self._source[int(index) % len(self)]
+        images = (row["original"], *row["candidates"])
         return Record(
             id=row["id"].decode(),
             dimension=DIMENSIONS[row["dimension"]],
@@ -106,28 +165,11 @@ class _BuiltRecords(Records):
             question=row["question"].decode() or None,
         )
 
-    def has_reasoning(self) -> Bool[np.ndarray, "n"]:
-        return np.isin(np.arange(len(self)), self._builder.info.metadata["reasoned"][self.split])
+    def ids(self) -> list[str]:
+        return list(self._metadata["ids"][self.split])
 
-
-def open_records(manifest: str, data_dir: str, split: str) -> Records:
-    """The samples of a split, from a manifest or from what `build` made of one; the other argument is "".
-
-    Raises:
-        UserError: no such data, or no samples in the split.
-    """
-    if bool(manifest) == bool(data_dir):
-        raise UserError("config.data: give either data.manifest or data.data_dir")
-    if manifest:
-        samples = tuple(sample for sample in read_manifest(manifest) if sample.split == split)
-        if not samples:
-            raise UserError(f"{manifest}: has no samples of split '{split}'; add some or name another split")
-        return _ManifestRecords(str(epath.Path(manifest).parent), samples)
-    records = _BuiltRecords(_version_folder(data_dir), split)
-    splits = records._builder.info.splits
-    if split not in splits or not splits[split].num_examples:
-        raise UserError(f"{data_dir}: has no split '{split}'; it has {', '.join(splits)}")
-    return records
+    def has_reasoning(self) -> Bool[np.ndarray, " R"]:
+        return np.isin(np.arange(len(self)), self._metadata["reasoned"][self.split])
 
 
 def _version_folder(data_dir: str) -> str:

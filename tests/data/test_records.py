@@ -1,0 +1,167 @@
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aesthetic_jax.data.images import decode_image
+from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, read_manifest, write_manifest
+from aesthetic_jax.data.records import Record, open_records
+from aesthetic_jax.data.screening import screening
+from aesthetic_jax.errors import UserError
+
+
+def encode(image, kind):
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def odd_images():
+    """One image of each kind, and whether its bytes are stored as they are."""
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 14, 3), np.uint8))
+    wide = Image.fromarray(np.arange(126, dtype=np.uint16).reshape(9, 14) * 500)
+    return [
+        (encode(rgb, "JPEG"), True),
+        (encode(rgb.convert("CMYK"), "JPEG"), True),
+        (encode(wide, "PNG"), True),
+        (encode(rgb.convert("P"), "PNG"), True),
+        (encode(rgb, "WEBP"), True),
+        (encode(rgb, "BMP"), False),
+        (encode(wide, "TIFF"), False),
+        (encode(rgb, "GIF"), False),
+    ]
+
+
+def make_manifest(folder, num=23):
+    """Ids that no hash or sort keeps in order, 2 to 8 candidates, all kinds of images."""
+    images = odd_images()
+    for number, (data, _) in enumerate(images):
+        (folder / f"{number}.img").write_bytes(data)
+    samples = [
+        Sample(
+            id=f"{number * 7 % num}-x",
+            split=("test", "train", "train")[number % 3],
+            dimension=DIMENSIONS[number % 4],
+            original=f"{number % len(images)}.img",
+            candidates=tuple(f"{(number + k) % len(images)}.img" for k in range(1, 3 + number % 7)),
+            answer=("A",) if number % 2 else (),
+            reasoning=None if number % 5 else "Ein Schatten fällt\nnach links.",
+            question="Which?" if number % 4 == 1 else None,
+        )
+        for number in range(num)
+    ]
+    path = str(folder / "manifest.jsonl")
+    write_manifest(samples, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("records")
+    path = make_manifest(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screening, "SHARD_BYTES", 5000)  # several shards
+        builder = screening.Screening(folder=str(folder), samples=read_manifest(path), data_dir=str(folder / "built"))
+        builder.download_and_prepare(download_dir=str(folder / "downloads"))
+    assert builder.info.splits["train"].num_shards > 2
+    return path, str(folder / "built")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_both_sources_hold_the_same_in_the_manifests_order(sources, split):
+    path, data_dir = sources
+    samples = [sample for sample in read_manifest(path) if sample.split == split]
+    manifest, built = open_records(path, None, split), open_records(None, data_dir, split)
+    assert len(manifest) == len(built) == len(samples)
+    assert manifest.ids() == built.ids() == [sample.id for sample in samples]
+    assert manifest.has_reasoning().tolist() == built.has_reasoning().tolist() == [bool(x.reasoning) for x in samples]
+    stored_as_is = dict(odd_images())
+    for index, sample in enumerate(samples):
+        one, other = manifest[index], built[index]
+        assert isinstance(other, Record)
+        assert (one.id, one.answer, one.num_options) == (sample.id, frozenset(sample.answer), len(sample.candidates))
+        assert len(one.images) == len(other.images) == 1 + one.num_options
+        for field in ("id", "dimension", "answer", "num_options", "reasoning", "question"):
+            assert getattr(one, field) == getattr(other, field)
+        for mine, stored in zip(one.images, other.images, strict=True):
+            assert (mine == stored) == stored_as_is[mine]
+            np.testing.assert_array_equal(decode_image(mine, "x"), decode_image(stored, "x"))
+
+
+def test_random_access(sources):
+    for records in (open_records(sources[0]), open_records(data_dir=sources[1])):
+        assert records[3] == records[np.int64(3)] == records[3 - len(records)]
+        for index in (len(records), -len(records) - 1):
+            with pytest.raises(IndexError):
+                records[index]
+        assert len(list(records)) == len(records)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_pickled_records_read_the_same(sources, kind):
+    arguments = {"data_dir": sources[1]} if kind else {"manifest": sources[0]}
+    records = open_records(**arguments)
+    first = records[0]
+    copy = pickle.loads(pickle.dumps(records))
+    assert copy[0] == first
+    assert repr(copy) == repr(records) == repr(open_records(**arguments))
+    assert repr(records) != repr(open_records(**arguments, split="test"))
+    assert "0x" not in repr(records)
+
+
+def test_neither_tensorflow_nor_jax_is_needed_to_read(sources):
+    script = (
+        "import sys; from aesthetic_jax.data.records import open_records; "
+        "open_records(data_dir=sys.argv[1])[0]; assert not {'tensorflow', 'jax', 'torch'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, sources[1]], check=True)
+
+
+def test_the_version_folder_is_a_data_dir_too(sources):
+    inner = f"{sources[1]}/screening/1.0.0"
+    assert open_records(data_dir=inner).ids() == open_records(data_dir=sources[1]).ids()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"manifest": "x", "data_dir": "y"}, {"manifest": "", "data_dir": ""}])
+def test_exactly_one_source_must_be_given(arguments):
+    with pytest.raises(UserError, match=r"either data\.manifest or data\.data_dir"):
+        open_records(**arguments)
+
+
+def test_a_split_without_samples_is_named(sources):
+    assert "validation" in SPLITS
+    with pytest.raises(UserError, match="has no samples of split 'validation'"):
+        open_records(sources[0], split="validation")
+    with pytest.raises(UserError, match="has no samples of split 'validation'; it has train, test"):
+        open_records(data_dir=sources[1], split="validation")
+
+
+def test_what_is_no_data_set_is_named(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="is no data set; make one with"):
+            open_records(data_dir=str(folder))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "metadata.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{}", None])
+def test_damaged_data_sets_are_named(sources, tmp_path, name, content):
+    for file in os.scandir(f"{sources[1]}/screening/1.0.0"):
+        (tmp_path / file.name).symlink_to(file.path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=str(tmp_path)) as error:
+        open_records(data_dir=str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_an_image_that_has_gone_is_named(tmp_path):
+    records = open_records(make_manifest(tmp_path))
+    (tmp_path / "1.img").unlink()
+    with pytest.raises(UserError, match=r"manifest\.jsonl: sample 7-x: an image can't be read"):
+        records[0]

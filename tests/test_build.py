@@ -1,0 +1,168 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from aesthetic_jax.build import _upload
+from aesthetic_jax.data.manifest import DIMENSIONS, Sample, write_manifest
+from aesthetic_jax.data.records import open_records
+
+
+def build(manifest, out, *flags):
+    command = [sys.executable, "-m", "aesthetic_jax", "build", f"--manifest={manifest}", f"--out={out}", *flags]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def refused(run, *said):
+    """The run ended with one line of error and exit code 2."""
+    assert run.returncode == 2, run.stderr
+    assert run.stdout == ""
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.startswith("aesthetic-jax: error: ")
+    for text in said:
+        assert text in run.stderr
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    folder.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (5, 16, 16, 3), np.uint8)
+    for name, pixels in zip("oabcd", images, strict=True):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    candidates = tuple(f"{x}.png" for x in "abcd")
+    splits = ("train", "train", "test", "validation")
+    samples = [
+        Sample(f"s{number}", splits[number % 4], DIMENSIONS[number % 4], "o.png", candidates, ("B",), "Because.")
+        for number in range(20)
+    ]
+    write_manifest(samples, str(folder / "manifest.jsonl"))
+    return folder
+
+
+def test_a_manifest_becomes_a_data_set_once(source, tmp_path):
+    out = tmp_path / "deep" / "out"
+    first = build(source / "manifest.jsonl", out, "--workers=2")
+    assert (first.returncode, first.stderr) == (0, "")
+    assert first.stdout == f"{out}/screening/1.0.0: train 10, validation 5, test 5\n"
+    assert [path.name for path in out.iterdir()] == ["screening"]
+    assert [path.name for path in (out / "screening").iterdir()] == ["1.0.0"]
+    records = open_records(data_dir=str(out))
+    assert records.ids() == [f"s{number}" for number in range(20) if number % 4 < 2]
+    assert records[0].images[0] == (source / "o.png").read_bytes()
+
+    before = snapshot(out)
+    again = build(source / "manifest.jsonl", out, "--workers=1")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout == f"{out}/screening/1.0.0: holds this data set already; train 10, validation 5, test 5\n"
+    assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("what", ["pixels", "manifest"])
+def test_a_data_set_of_other_content_is_kept(source, tmp_path, what):
+    out = tmp_path / "out"
+    assert build(source / "manifest.jsonl", out, "--workers=1").returncode == 0
+    before = snapshot(out)
+    if what == "pixels":  # a file of the same size and name
+        data = (source / "d.png").read_bytes()
+        Image.open(source / "d.png").transpose(Image.Transpose.ROTATE_180).save(source / "d.png")
+        assert data != (source / "d.png").read_bytes()
+    else:
+        text = (source / "manifest.jsonl").read_text()
+        (source / "manifest.jsonl").write_text(text.replace("Because.", "Why not.", 1))
+    run = build(source / "manifest.jsonl", out, "--workers=1")
+    refused(run, f"{out}/screening/1.0.0: holds a data set of other content; remove it or name another --out")
+    assert snapshot(out) == before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_image_is_named_and_nothing_is_left(source, tmp_path, workers):
+    data = (source / "c.png").read_bytes()
+    (source / "c.png").write_bytes(data[: len(data) // 2])
+    run = build(source / "manifest.jsonl", tmp_path / "out", f"--workers={workers}")
+    refused(run, f"{source}/c.png: can't be decoded", "replace the file")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_an_animation_is_refused_by_name(source, tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames[0].save(source / "b.png", "GIF", save_all=True, append_images=frames[1:])
+    refused(build(source / "manifest.jsonl", tmp_path / "out", "--workers=1"), f"{source}/b.png: is an animation")
+
+
+def test_what_was_in_the_folder_before_stays_after_a_failure(source, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    (source / "c.png").write_bytes(b"no image")
+    refused(build(source / "manifest.jsonl", out, "--workers=1"), "c.png: is no image of a known format")
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_bad_manifests_are_refused_before_anything_is_written(source, tmp_path):
+    path = source / "manifest.jsonl"
+    path.write_text(path.read_text() + json.dumps({"id": "x"}) + "\n")
+    refused(build(path, tmp_path / "out"), f"{path}: line 21: field 'split' is missing; add it")
+    refused(build(source / "nothing.jsonl", tmp_path / "out"), "nothing.jsonl: there is no such manifest")
+    assert not (tmp_path / "out").exists()
+
+
+def test_flags(source, tmp_path):
+    refused(build("", tmp_path / "out"), "--manifest is missing")
+    refused(build(source / "manifest.jsonl", tmp_path / "out", "--workers=0"), "workers")
+    refused(build(source / "manifest.jsonl", tmp_path / "out", "--shards=2"), "shards")
+
+
+def test_an_out_that_is_a_file_or_half_a_data_set_is_refused(source, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("a file")
+    refused(build(source / "manifest.jsonl", out, "--workers=1"), f"{out}: can't be written")
+    assert out.read_text() == "a file"
+    half = tmp_path / "half" / "screening" / "1.0.0"
+    half.mkdir(parents=True)
+    (half / "x").write_text("")
+    refused(build(source / "manifest.jsonl", tmp_path / "half"), f"{half}: holds no whole data set; remove it")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_build_leaves_nothing_that_looks_whole(source, tmp_path, how):
+    path, out = source / "manifest.jsonl", tmp_path / "out"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    many = [row | {"id": f"{number}-{row['id']}"} for number in range(100) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in many))
+    command = [sys.executable, "-m", "aesthetic_jax", "build", f"--manifest={path}", f"--out={out}", "--workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(out.glob("screening/incomplete.*/*.array_record*")):
+        assert process.poll() is None, "the build ended before it could be stopped"
+        time.sleep(0.002)
+    process.send_signal(how)
+    assert process.communicate() == ("", "")
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert not out.exists()
+    assert not (out / "screening" / "1.0.0").exists()
+
+    assert build(path, out, "--workers=2").returncode == 0
+    assert [folder.name for folder in (out / "screening").iterdir()] == ["1.0.0"]
+    assert len(open_records(data_dir=str(out))) == 1000
+
+
+def test_uploading_ends_with_the_file_that_makes_it_a_data_set(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    for name in ("a.array_record", "dataset_info.json", "features.json", "metadata.json"):
+        (source / name).write_text(name)
+    _upload(source, target)
+    assert {file.name: file.read_text() for file in target.iterdir()} == {x.name: x.name for x in source.iterdir()}
+    written = sorted(target.iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    assert written[-1].name == "dataset_info.json"
