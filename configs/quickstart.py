@@ -33,16 +33,17 @@ def get_config(method: str = "sft") -> ConfigDict:
     else:
         raise UserError(f"configs/quickstart.py: no method '{method}'; choose from sft, {', '.join(_STAGE2)}")
     config.micro_batches = 1
+    config.optimizer.b2 = 0.95  # hundreds of updates, not tens of thousands
     config.eval_batch_size = 64
     config.checkpoint_every = 1000
-    config.max_completion_length = 64
+    config.max_completion_length = 32
 
     config.model.preset = "tiny"
-    config.model.vocab_size = 640
+    config.model.vocab_size = 1024
     config.model.dtype = "float32"
     config.model.remat = "none"
     config.model.freeze = ()
-    config.data.prompt_buckets = (160,)
-    config.data.completion_buckets = (64,)
+    config.data.prompt_buckets = (80,)
+    config.data.completion_buckets = (32,)
     config.data.threads = 2
     return config

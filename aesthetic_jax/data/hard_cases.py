@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 class DifficultyTable(NamedTuple):
     """What is known of each of n samples, the same on every host."""
 
-    pass_rate: Float[np.ndarray, "n"]  # moving average of the share of exact answers, float64
-    count: Int[np.ndarray, "n"]  # visits, int32
-    last_seen: Int[np.ndarray, "n"]  # step of the last visit, int32; -1: never
+    pass_rate: Float[np.ndarray, " n"]  # moving average of the share of exact answers, float64
+    count: Int[np.ndarray, " n"]  # visits, int32
+    last_seen: Int[np.ndarray, " n"]  # step of the last visit, int32; -1: never
 
 
 def init_table(n: int, prior: float = 0.5) -> DifficultyTable:
@@ -25,7 +25,7 @@ def init_table(n: int, prior: float = 0.5) -> DifficultyTable:
 
 
 def update_table(
-    table: DifficultyTable, indices: Int[np.ndarray, "B"], exact: Float[np.ndarray, "B"], step: int, config: Any
+    table: DifficultyTable, indices: Int[np.ndarray, " B"], exact: Float[np.ndarray, " B"], step: int, config: Any
 ) -> DifficultyTable:
     """The table after a batch.
 
@@ -43,7 +43,7 @@ def update_table(
     return DifficultyTable(pass_rate, count, last_seen)
 
 
-def make_plan(seed: int, round_index: int, table: DifficultyTable, config: Any) -> Int[np.ndarray, "R"]:
+def make_plan(seed: int, round_index: int, table: DifficultyTable, config: Any) -> Int[np.ndarray, " R"]:
     """Sample indices of one round, `config.plan_length` of them.
 
     A share `config.coverage_quota` goes to the samples that were not seen for longest, so that nothing starves. The rest is
@@ -66,7 +66,7 @@ def make_plan(seed: int, round_index: int, table: DifficultyTable, config: Any) 
     return rng.permutation(plan).astype(np.int32)
 
 
-def is_hard(table: DifficultyTable, indices: Int[np.ndarray, "B"], below: float) -> Bool[np.ndarray, "B"]:
+def is_hard(table: DifficultyTable, indices: Int[np.ndarray, " B"], below: float) -> Bool[np.ndarray, " B"]:
     """Whether samples have been seen and are solved less often than `below`."""
     return (table.count[indices] > 0) & (table.pass_rate[indices] < below)
 

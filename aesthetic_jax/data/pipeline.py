@@ -32,10 +32,10 @@ class Batch(NamedTuple):
     prompt_mask: Bool[np.ndarray, "B P"]
     completion_ids: Int[np.ndarray, "B 1 T"]
     completion_mask: Bool[np.ndarray, "B 1 T"]
-    index: Int[np.ndarray, "B"]  # of the record: what noise and difficulty are keyed by
-    answer: Int[np.ndarray, "B"]  # bit i is set where option i passes
-    num_options: Int[np.ndarray, "B"]
-    dimension: Int[np.ndarray, "B"]  # place in DIMENSIONS
+    index: Int[np.ndarray, " B"]  # of the record: what noise and difficulty are keyed by
+    answer: Int[np.ndarray, " B"]  # bit i is set where option i passes
+    num_options: Int[np.ndarray, " B"]
+    dimension: Int[np.ndarray, " B"]  # place in DIMENSIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +141,7 @@ class _PlannedRecords:
     """Grain's view of a plan: element i is record plan[i]."""
 
     records: Sequence[Record]
-    plan: Int[np.ndarray, "R"]
+    plan: Int[np.ndarray, " R"]
     encoder: Encoder
     with_completion: bool
 
@@ -155,7 +155,7 @@ class _PlannedRecords:
 
 def planned_batches(
     records: Sequence[Record],
-    plan: Int[np.ndarray, "R"],
+    plan: Int[np.ndarray, " R"],
     encoder: Encoder,
     batch_size: int,
     *,
@@ -178,7 +178,7 @@ def planned_batches(
         yield trim(batch, encoder)
 
 
-def epoch_plan(seed: int, round_index: int, candidates: Int[np.ndarray, "C"], length: int) -> Int[np.ndarray, "R"]:
+def epoch_plan(seed: int, round_index: int, candidates: Int[np.ndarray, " C"], length: int) -> Int[np.ndarray, " R"]:
     """The part of an endless shuffled pass over `candidates` that round number `round_index` of `length` covers.
 
     Every candidate comes once before any comes twice; each pass is shuffled anew by (seed, pass).

@@ -31,16 +31,16 @@ class TextLayer(nnx.Module):
         text = config.text
         width, heads, kv = text.width, text.heads * text.head_dim, text.kv_heads * text.head_dim
         projection = dict(stack=stack, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, rngs=rngs)
-        out_std = 0.02 * (2 * text.layers) ** -0.5
+        damped = (2 * text.layers) ** -0.5
         self.norm1 = RMSNorm(width, text.norm_epsilon, stack=stack, rngs=rngs)
         self.query = Linear(width, heads, ("embed", "heads"), bias=True, **projection)
         self.key = Linear(width, kv, ("embed", "kv_heads"), bias=True, **projection)
         self.value = Linear(width, kv, ("embed", "kv_heads"), bias=True, **projection)
-        self.out = Linear(heads, width, ("heads", "embed"), std=out_std, **projection)
+        self.out = Linear(heads, width, ("heads", "embed"), gain=damped, **projection)
         self.norm2 = RMSNorm(width, text.norm_epsilon, stack=stack, rngs=rngs)
         self.gate = Linear(width, text.mlp_width, ("embed", "mlp"), **projection)
         self.up = Linear(width, text.mlp_width, ("embed", "mlp"), **projection)
-        self.down = Linear(text.mlp_width, width, ("mlp", "embed"), std=out_std, **projection)
+        self.down = Linear(text.mlp_width, width, ("mlp", "embed"), gain=damped, **projection)
         self.head_dim = text.head_dim
 
     def __call__(self, x: Float[Array, "... D"], angles: Float[Array, "... E/2"], attend: Callable):
@@ -66,12 +66,12 @@ class LanguageModel(nnx.Module):
 
     def __init__(self, config: InternVLConfig, *, rngs: nnx.Rngs):
         text = config.text
-        normal = nnx.initializers.normal(0.02)
-        self.embedding = parameter(rngs, normal, (text.vocab_size, text.width), ("vocab", "embed"), ())
+        normal = nnx.initializers.normal
+        self.embedding = parameter(rngs, normal(0.3), (text.vocab_size, text.width), ("vocab", "embed"), ())
         self.layers = TextLayer(config, stack=(text.layers,), rngs=rngs)
         self.norm = RMSNorm(text.width, text.norm_epsilon, rngs=rngs)
         if not text.tied_head:
-            self.head = parameter(rngs, normal, (text.width, text.vocab_size), ("embed", "vocab"), ())
+            self.head = parameter(rngs, normal(text.width**-0.5), (text.width, text.vocab_size), ("embed", "vocab"), ())
         self.tied_head = text.tied_head
 
     @property

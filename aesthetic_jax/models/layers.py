@@ -36,13 +36,13 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         stack: tuple[int, ...] = (),
-        std: float = 0.02,
+        gain: float = 1.0,
         lora_rank: int = 0,
         lora_alpha: float = 0.0,
         rngs: nnx.Rngs,
     ):
         normal = nnx.initializers.normal
-        self.kernel = parameter(rngs, normal(std), (width_in, width_out), axes, stack)
+        self.kernel = parameter(rngs, normal(gain * width_in**-0.5), (width_in, width_out), axes, stack)
         if bias:
             self.bias = parameter(rngs, nnx.initializers.zeros, (width_out,), axes[1:], stack)
         if lora_rank:

@@ -18,7 +18,7 @@ class VisionLayer(nnx.Module):
     def __init__(self, config: VisionConfig, *, stack: tuple[int, ...], rngs: nnx.Rngs):
         width, norm = config.width, _NORMS[config.norm]
         projection = dict(stack=stack, rngs=rngs)
-        out_std = 0.02 * (2 * config.layers) ** -0.5
+        damped = (2 * config.layers) ** -0.5  # keeps the residual stream of a deep model in bounds
         self.norm1 = norm(width, config.norm_epsilon, **projection)
         self.query = Linear(width, width, ("embed", "heads"), bias=config.qkv_bias, **projection)
         self.key = Linear(width, width, ("embed", "heads"), bias=config.qkv_bias, **projection)
@@ -26,10 +26,10 @@ class VisionLayer(nnx.Module):
         if config.qk_norm:
             self.query_norm = RMSNorm(width, config.norm_epsilon, **projection)
             self.key_norm = RMSNorm(width, config.norm_epsilon, **projection)
-        self.out = Linear(width, width, ("heads", "embed"), bias=True, std=out_std, **projection)
+        self.out = Linear(width, width, ("heads", "embed"), bias=True, gain=damped, **projection)
         self.norm2 = norm(width, config.norm_epsilon, **projection)
         self.up = Linear(width, config.mlp_width, ("embed", "mlp"), bias=True, **projection)
-        self.down = Linear(config.mlp_width, width, ("mlp", "embed"), bias=True, std=out_std, **projection)
+        self.down = Linear(config.mlp_width, width, ("mlp", "embed"), bias=True, gain=damped, **projection)
         scale = nnx.initializers.constant(config.layer_scale)
         self.scale1 = parameter(rngs, scale, (width,), ("norm",), stack)
         self.scale2 = parameter(rngs, scale, (width,), ("norm",), stack)
@@ -53,7 +53,7 @@ class VisionTower(nnx.Module):
     """InternViT without its class token's output: tiles in, patch features out."""
 
     def __init__(self, config: VisionConfig, *, rngs: nnx.Rngs):
-        normal = nnx.initializers.normal(0.02)
+        normal = nnx.initializers.normal(0.3)  # of the size of the patch embeddings, so that places can be told apart
         patches = config.grid**2
         self.patch_embed = Linear(3 * config.patch_size**2, config.width, ("patch", "embed"), bias=True, rngs=rngs)
         self.class_token = parameter(rngs, normal, (config.width,), ("embed",), ())

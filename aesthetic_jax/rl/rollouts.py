@@ -35,7 +35,7 @@ class _Decoding(NamedTuple):
 def sample_completions(
     model: InternVL,
     prompt: PromptCache,
-    sample_ids: Int[Array, "B"],
+    sample_ids: Int[Array, " B"],
     key: Key[Array, ""],
     *,
     group: int,

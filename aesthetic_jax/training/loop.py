@@ -125,7 +125,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         init_state, optimizer=optimizer, freeze=tuple(config.model.freeze), lora=bool(config.model.lora_rank)
     )
     round_length = config.hard_cases.round_steps * config.batch_size
-    table, plan = hard_cases.init_table(len(candidates), config.hard_cases.get("prior", 0.5)), np.zeros(round_length, np.int32)
+    table = hard_cases.init_table(len(candidates), config.hard_cases.get("prior", 0.5))
+    plan = np.zeros(round_length, np.int32)
     reference = None
     if config.method == "grpo" and config.grpo.beta:
         reference = parameters if resumed is None else initial_model(config, lambda: ())[1]
@@ -152,6 +153,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     writer = MetricsWriter(workdir)
     progress = tqdm(total=config.num_steps, initial=done, desc=config.method, unit="step")
     batches: Iterator[Batch] | None = None
+    waited, logged, since = 0.0, done, time.perf_counter()
     while done < config.num_steps:
         round_index, place = divmod(done, config.hard_cases.round_steps)
         if place == 0:
@@ -168,7 +170,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             )
         began = time.perf_counter()
         batch = next(batches)
-        waited = time.perf_counter()
+        waited += time.perf_counter() - began
         state, metrics, exact = step(state, batch, done)
         done += 1
         last = done == config.num_steps
@@ -180,8 +182,11 @@ def train(config: ConfigDict, workdir: str) -> None:
         if evaluate and (done % config.eval_every == 0 or last):
             metrics |= evaluate(state.parameters)
         if done % config.log_every == 0 or last:
-            metrics = jax.device_get(metrics) | {"input_wait_s": waited - began, "step_s": time.perf_counter() - began}
-            shown = writer.write(done, metrics)
+            metrics = jax.device_get(metrics)
+            now = time.perf_counter()
+            per_step = {"step_s": (now - since) / (done - logged), "input_wait_s": waited / (done - logged)}
+            shown = writer.write(done, metrics | per_step)
+            waited, logged, since = 0.0, done, now
             progress.set_postfix({name: f"{shown[name]:.3f}" for name in ("loss", "reward", "exact") if name in shown})
         progress.update()
         if done % config.checkpoint_every == 0 or last:

@@ -1,0 +1,55 @@
+"""Turns a Hugging Face checkpoint into one of ours, or one of ours into a Hugging Face checkpoint.
+
+aesthetic-jax convert --from_hf=DIR --to=DIR [--dtype=bfloat16]
+aesthetic-jax convert --from=DIR --to_hf=DIR [--source=DIR] [--dtype=bfloat16]
+"""
+
+from absl import flags
+
+from aesthetic_jax.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("from_hf", None, "Hugging Face checkpoint to read, OpenGVLab's or -hf", flag_values=FLAGS)
+flags.DEFINE_string("to", None, "run directory to make of it", flag_values=FLAGS)
+flags.DEFINE_string("from", None, "run directory (its newest checkpoint), or one of its checkpoints", flag_values=FLAGS)
+flags.DEFINE_string("to_hf", None, "Hugging Face checkpoint to make of it, -hf", flag_values=FLAGS)
+flags.DEFINE_string(
+    "source", None, "where its tokenizer and processor files come from; the run's own when left out", flag_values=FLAGS
+)
+flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "what the parameters are stored in", flag_values=FLAGS)
+
+
+def main(arguments: flags.FlagValues) -> None:
+    """Runs the command."""
+    given = {name: arguments[name].value for name in ("from_hf", "to", "from", "to_hf", "source")}
+    pair = {name for name, value in given.items() if value} - {"source"}
+    if pair not in ({"from_hf", "to"}, {"from", "to_hf"}):
+        raise UserError("convert takes --from_hf=DIR with --to=DIR, or --from=DIR with --to_hf=DIR")
+    if pair == {"from_hf", "to"}:
+        if given["source"]:
+            raise UserError("--source goes with --to_hf alone; with --from_hf the checkpoint's own tokenizer is taken")
+        _from_hugging_face(given["from_hf"], given["to"], arguments.dtype)
+    else:
+        _to_hugging_face(given["from"], given["to_hf"], given["source"], arguments.dtype)
+
+
+def _from_hugging_face(source: str, target: str, dtype: str) -> None:
+    from aesthetic_jax.checkpoints import huggingface, training
+
+    huggingface.check_free(target)
+    config = huggingface.read_config(source)
+    parameters = huggingface.load_parameters(source, config, dtype)
+    training.save_model(target, config, parameters, source)
+    print(target)
+
+
+def _to_hugging_face(run: str, target: str, source: str | None, dtype: str) -> None:
+    import jax
+
+    from aesthetic_jax.checkpoints import huggingface, training
+
+    huggingface.check_free(target)
+    config, parameters, tokenizer = training.load_model(run)
+    parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
+    huggingface.save_parameters(parameters, config, target, source or tokenizer)
+    print(target)

@@ -1,0 +1,127 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from aesthetic_jax.data.manifest import DIMENSIONS
+from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw
+from aesthetic_jax.data.scenes.products import cutout_product, draw_product, random_product
+from aesthetic_jax.data.scenes.render import random_scene, render
+from aesthetic_jax.data.scenes.sample import make_sample
+
+SAMPLES = [make_sample(0, number, 40, (0.3, 1.0)) for number in range(400)]
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.integers(0, 2**31), st.integers(0, 10**6))
+def test_same_seed_same_bytes(seed, number):
+    first, second = (make_sample(seed, number, 32, (0.5, 1.0)) for _ in range(2))
+    assert first == second
+    assert make_sample(seed + 1, number, 32, (0.5, 1.0)).images != first.images
+
+
+def test_samples_are_balanced_and_all_answers_occur():
+    answers = [sample.answer for sample in SAMPLES]
+    assert len(set(answers)) == 16
+    passing = np.mean([len(answer) for answer in answers]) / 4
+    assert abs(passing - 0.5) < 4 * 0.5 / np.sqrt(4 * len(SAMPLES))
+    for dimension in DIMENSIONS:
+        assert sum(sample.dimension == dimension for sample in SAMPLES) == len(SAMPLES) // 4
+
+
+def test_answer_and_reasoning_follow_from_the_flaws():
+    for sample in SAMPLES:
+        asked = FLAWS[sample.dimension]
+        failing = [any(flaw.name in asked for flaw in flaws) for flaws in sample.flaws]
+        assert sample.answer == tuple(letter for letter, fails in zip("ABCD", failing, strict=True) if not fails)
+        for letter, fails in zip("ABCD", failing, strict=True):
+            (sentence,) = (x for x in sample.reasoning.replace("Original:", "").split(". ") if x.strip().startswith(f"{letter}:"))
+            assert any(word in sentence for word in (("wrong", "bad", "fails") if fails else ("fine", "good", "passes")))
+
+
+def test_flaws_of_other_dimensions_appear_and_are_not_spoken_of():
+    distracted = [s for s in SAMPLES for flaws in s.flaws if any(f.name not in FLAWS[s.dimension] for f in flaws)]
+    assert 0.15 < len(distracted) / (4 * len(SAMPLES)) < 0.3
+    for sample in SAMPLES:
+        if sample.dimension != "physical_shadow":
+            assert "shadow" not in sample.reasoning
+            assert "light" not in sample.reasoning
+
+
+def test_reasoning_is_short_and_of_few_words():
+    words = [sample.reasoning.split() for sample in SAMPLES]
+    assert max(map(len, words)) <= 50
+    assert len({word for chain in words for word in chain}) < 300
+    assert all(sample.reasoning.isascii() for sample in SAMPLES)
+
+
+def test_nothing_but_pixels_tells_the_answer():
+    """File sizes and formats are those of sound candidates: their size predicts passing no better than chance."""
+    sizes, passing = [], []
+    for sample in SAMPLES:
+        own = np.array([len(image) for image in sample.images[1:]], float)
+        sizes.extend(own - own.mean())
+        passing.extend(letter in sample.answer for letter in "ABCD")
+        for image in sample.images:
+            opened = Image.open(io.BytesIO(image))
+            assert (opened.format, opened.size, opened.mode) == ("JPEG", (40, 40), "RGB")
+            assert not opened.getexif()
+    ranks = np.argsort(np.argsort(sizes))
+    passing = np.array(passing)
+    # area under the curve of the rule "the larger file passes"
+    area = (ranks[passing].mean() - (passing.sum() - 1) / 2) / (~passing).sum()
+    assert 0.4 < area < 0.6
+
+
+@pytest.mark.parametrize("name", [name for names in FLAWS.values() for name in names])
+def test_every_flaw_is_visible_and_grows_with_its_strength(name):
+    """The strongest form changes the picture more than the weakest, and the weakest is no rounding error."""
+    changes = []
+    for strength in (0.3, 1.0):
+        per_product = []
+        for seed in range(6):
+            rng = np.random.default_rng(seed)
+            product, scene = random_product(rng), random_scene(rng)
+            sound = np.asarray(render(product, scene, (), 96), float)
+            flaw = Flaw(name, strength, 1, "black" if product.colour != "black" else "yellow")
+            per_product.append(np.abs(np.asarray(render(product, scene, (flaw,), 96), float) - sound).mean())
+        changes.append(np.mean(per_product))
+    assert changes[1] > changes[0] > 0.25
+
+
+@pytest.mark.parametrize("size", [32, 100, 448])
+def test_any_size_and_the_same_picture(size):
+    rng = np.random.default_rng(3)
+    product, scene = random_product(rng), random_scene(rng)
+    image = render(product, scene, (), size)
+    assert image.size == (size, size)
+    small, reference = (x.resize((16, 16), Image.Resampling.BOX) for x in (image, render(product, scene, (), 448)))
+    assert np.abs(np.asarray(small, float) - np.asarray(reference, float)).mean() < 6
+
+
+def test_light_shows_in_shading_and_shadow():
+    rng = np.random.default_rng(0)
+    product = random_product(rng)
+    scene = random_scene(rng)
+    sides = {}
+    for light in (-1, 1):
+        pixels = np.asarray(render(product, scene.__class__(**(vars(scene) | {"light": light})), (), 200), float).mean(-1)
+        sides[light] = (pixels[20, :40].mean(), pixels[20, -40:].mean()), (pixels[155, :60].min(), pixels[155, -60:].min())
+    for light, ((wall_left, wall_right), (left, right)) in sides.items():
+        assert (wall_left > wall_right) == (light < 0)
+        assert (left > right) == (light < 0)  # the shadow is dark on the side away from the light
+
+
+def test_users_cut_outs_and_backgrounds_make_the_same_kind_of_sample():
+    cutout = draw_product("jar", "red", "white", "blue", 2, 120)
+    backdrop = Image.new("RGB", (80, 60), (120, 180, 90))
+    for number in range(8):
+        sample = make_sample(0, number, 64, (0.5, 1.0), [cutout], [backdrop])
+        assert len(sample.images) == 5
+        assert sample.reasoning
+        corner = Image.open(io.BytesIO(sample.images[0])).getpixel((32, 2))
+        assert max(abs(a - b) for a, b in zip(corner, (120, 180, 90), strict=True)) < 12
+    assert cutout_product(cutout).colour is None
