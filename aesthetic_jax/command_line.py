@@ -15,7 +15,10 @@ def define_config(flag_values: flags.FlagValues) -> None:
 
 def require(arguments: flags.FlagValues, name: str) -> Any:
     """The value of a flag that must be given."""
-    value = arguments[name].value
+    try:
+        value = arguments[name].value
+    except OSError as error:  # how ml_collections reports a config file that can't be loaded
+        raise UserError(f"--{name}: {str(error).splitlines()[-1].strip()}; name a file such as configs/X.py") from None
     if value is None or value == "":
         raise UserError(f"--{name} is missing; aesthetic-jax COMMAND --help lists the flags")
     return value

@@ -47,7 +47,8 @@ def main(arguments: flags.FlagValues) -> None:
     images = tuple(path.read_bytes() for path in paths)
     names = ", ".join(map(str, paths))
     records = [
-        Record(names, dimension, images, frozenset(), len(candidates), None, arguments.question) for dimension in dimensions
+        Record(names, dimension, images, frozenset(), len(candidates), None, arguments.question)
+        for dimension in dimensions
     ]
     encoder = Encoder(
         tokenizer=load_tokenizer(tokenizer),

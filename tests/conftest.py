@@ -14,16 +14,28 @@ def compilation_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def command(compilation_cache):
-    """Runs `aesthetic-jax WORDS` in a process of its own; returns it finished, with its output as text."""
+def start(compilation_cache):
+    """Starts `aesthetic-jax WORDS` in a process of its own, its output as text in pipes."""
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
         "JAX_PLATFORMS": "cpu",
     }
 
-    def run(*words, **variables):
+    def run(*words):
         words = [sys.executable, "-m", "aesthetic_jax", *map(str, words)]
-        return subprocess.run(words, env=environment | variables, capture_output=True, text=True, check=False)
+        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def command(start):
+    """Runs a command to its end; returns it with its exit code and output."""
+
+    def run(*words):
+        process = start(*words)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shutil
+import signal
+import time
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -40,13 +42,20 @@ def data(command, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def train(command, data):
-    def run(method, workdir, *words, **variables):
-        start = () if method == "sft" else (f"--config.init_from={data}/results/runs/sft",)
-        source = f"--config.data.data_dir={data}/data"
-        return command("train", config(method), source, f"--workdir={workdir}", *SMALL, *start, *words, **variables)
+def train_words(data):
+    """The words that train a method at a tiny size; stage 2 starts from the finished run of SFT."""
 
-    return run
+    def words(method, workdir, *more):
+        begin = () if method == "sft" else (f"--config.init_from={data}/results/runs/sft",)
+        source = f"--config.data.data_dir={data}/data"
+        return ("train", config(method), source, f"--workdir={workdir}", *SMALL, *begin, *more)
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def train(command, train_words):
+    return lambda *words: command(*train_words(*words))
 
 
 @pytest.fixture(scope="module")
@@ -81,18 +90,23 @@ def test_a_run_directory_holds_what_it_should(runs):
         assert rows[-1]["eval/answered"] >= 0
         assert (run / "checkpoints" / "4").exists()
         assert list(run.glob("events.out.tfevents*"))
-    wanted = "reward reward/dpa reward/format exact groups/zero_spread groups/no_exact completion/length completion/cut_off"
+    wanted = (
+        "reward reward/dpa reward/format exact groups/zero_spread groups/no_exact completion/length completion/cut_off"
+    )
     wanted += " entropy kl clip_ratio/low clip_ratio/high hard_cases/in_batch hard_cases/pass_rate hard_cases/unseen"
     assert set(wanted.split()) <= log(runs / "hcm_grpo")[0].keys()
 
 
 @pytest.mark.parametrize("method", ["sft", "hcm_grpo"])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(runs, train, tmp_path, method):
+def test_a_killed_run_goes_on_as_if_nothing_had_been(runs, start, train, train_words, tmp_path, method):
     """Killed behind step 3, so that it goes on from checkpoint 2, in the middle of a round."""
     run = tmp_path / "run"
-    killed = train(method, run, AESTHETIC_JAX_TEST_KILL_AT_STEP="3")
-    assert killed.returncode == -9
-    assert [row["step"] for row in log(run)] == [1, 2, 3]
+    process = start(*train_words(method, run))
+    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     check(train(method, run))
     assert log(run) == log(runs / method)
     ours, theirs = (parameters(x) for x in (run, runs / method))
@@ -113,7 +127,10 @@ def test_a_finished_run_is_left_alone(runs, train):
 
 
 def test_stage_2_changes_the_policy(runs):
-    changed = [np.abs(a - b).max() for a, b in zip(flatten(parameters(runs / "sft")), flatten(parameters(runs / "hcm_grpo")), strict=True)]
+    changed = [
+        np.abs(a - b).max()
+        for a, b in zip(flatten(parameters(runs / "sft")), flatten(parameters(runs / "hcm_grpo")), strict=True)
+    ]
     assert max(changed) > 0
 
 
@@ -140,7 +157,11 @@ def test_evaluate_screen_and_report(runs, command, data):
 
     paths = [results / samples[0]["original"], *(results / x for x in samples[0]["candidates"])]
     candidates = ",".join(map(str, paths[1:]))
-    out = check(command("screen", f"--checkpoint={runs}/sft/checkpoints/4", f"--original={paths[0]}", f"--candidates={candidates}"))
+    out = check(
+        command(
+            "screen", f"--checkpoint={runs}/sft/checkpoints/4", f"--original={paths[0]}", f"--candidates={candidates}"
+        )
+    )
     assert [json.loads(line)["dimension"] for line in out.splitlines()] == [
         "appearance_deformation",
         "physical_shadow",
@@ -150,13 +171,24 @@ def test_evaluate_screen_and_report(runs, command, data):
 
 
 def test_the_2b_config_builds_abstractly(command):
-    out = check(command("train", f"--config={CONFIGS}/sft_internvl3_2b.py", "--dry_run", "--config.data.data_dir=anywhere"))
+    out = check(
+        command("train", f"--config={CONFIGS}/sft_internvl3_2b.py", "--dry_run", "--config.data.data_dir=anywhere")
+    )
     assert out.startswith("2,088,957,440 parameters: 1,784,945,152 trained, 304,012,288 frozen")
 
 
 def test_synthesize_is_the_same_for_any_number_of_workers(command, tmp_path):
     for workers in (1, 2):
-        check(command("synthesize", f"--out={tmp_path}/{workers}", "--num=6", "--image_size=48", "--seed=5", f"--workers={workers}"))
+        check(
+            command(
+                "synthesize",
+                f"--out={tmp_path}/{workers}",
+                "--num=6",
+                "--image_size=48",
+                "--seed=5",
+                f"--workers={workers}",
+            )
+        )
     files = [sorted(x.relative_to(tmp_path / str(n)) for x in (tmp_path / str(n)).rglob("*")) for n in (1, 2)]
     assert files[0] == files[1]
     assert all((tmp_path / "1" / x).read_bytes() == (tmp_path / "2" / x).read_bytes() for x in files[0] if x.suffix)
@@ -190,11 +222,17 @@ def refuses(result, *words):
         (["train", config("sft"), "--workdir=x", "--config.learning_rate=1"], ["learning_rate"]),
         (["train", config("sft"), "--workdir=x", "--config.num_steps=many"], ["num_steps", "many"]),
         (["train", config("sft"), "--workdir=x", "--config.data.data_dir=nowhere"], ["nowhere", "build"]),
-        (["train", config("sft"), "--workdir=x", "--config.data.data_dir=y", "--config.model.preset=3b"], ["3b", "internvl3_2b"]),
+        (
+            ["train", config("sft"), "--workdir=x", "--config.data.data_dir=y", "--config.model.preset=3b"],
+            ["3b", "internvl3_2b"],
+        ),
         (["train", config("sft"), "--workdir=x", "--config.data.data_dir=y", "--config.batch_size=0"], ["batch_size"]),
         (["evaluate", config("sft"), "--out=x"], ["--checkpoint"]),
         (["screen", "--checkpoint=x", "--original=y", "--candidates=a"], ["--candidates"]),
-        (["screen", "--checkpoint=x", "--original=y", "--candidates=a,b", "--dimension=smell"], ["smell", "physical_shadow"]),
+        (
+            ["screen", "--checkpoint=x", "--original=y", "--candidates=a,b", "--dimension=smell"],
+            ["smell", "physical_shadow"],
+        ),
         (["screen", "--checkpoint=x", "--original=y", "--candidates=a,b"], ["y", "no such image"]),
         (["report", "--results=nowhere", "--methods=sft"], ["nowhere", "evaluate"]),
     ],
@@ -208,8 +246,13 @@ def test_bad_flags_get_one_line(command, tmp_path, monkeypatch, words, expected)
 def test_bad_surroundings_get_one_line(runs, train, command, data, tmp_path):
     refuses(train("sft", runs / "sft", "--config.seed=3"), "config.json", "seed was 0 and is 3")
     source = f"--config.data.data_dir={data}/data"
-    refuses(command("train", config("grpo"), source, f"--workdir={tmp_path}/a", f"--config.init_from={tmp_path}"), "no checkpoint")
-    refuses(command("evaluate", config("sft"), source, f"--checkpoint={tmp_path}", f"--out={tmp_path}/b"), "no checkpoint")
+    refuses(
+        command("train", config("grpo"), source, f"--workdir={tmp_path}/a", f"--config.init_from={tmp_path}"),
+        "no checkpoint",
+    )
+    refuses(
+        command("evaluate", config("sft"), source, f"--checkpoint={tmp_path}", f"--out={tmp_path}/b"), "no checkpoint"
+    )
     words = (f"--checkpoint={runs}/sft", "--split=holdout", f"--out={tmp_path}/b")
     refuses(command("evaluate", config("sft"), source, *words), "holdout")
     refuses(command("synthesize", f"--out={data}/results", "--num=2"), "not empty")

@@ -95,9 +95,7 @@ class Encoder:
             completion = self.tokenizer.encode(completion_text(record.reasoning, record.answer))
         prompt_ids, prompt_mask = _pad(ids, self.prompt_buckets, "data.prompt_buckets", name, self.tokenizer.pad)
         buckets = self.completion_buckets if with_completion else (0,)
-        completion_ids, completion_mask = _pad(
-            completion, buckets, "data.completion_buckets", name, self.tokenizer.pad
-        )
+        completion_ids, completion_mask = _pad(completion, buckets, "data.completion_buckets", name, self.tokenizer.pad)
         missing = self.tiles_per_prompt - len(tiles)
         return Batch(
             tiles=np.pad(tiles, ((0, missing), (0, 0), (0, 0), (0, 0))),

@@ -9,7 +9,8 @@ INTERNVL_SYSTEM_PROMPT = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
 
-_CRITERIA = {
+# Completes "which of them ..."
+CRITERIA = {
     "appearance_deformation": "keep shape, colour, label and cap",
     "physical_shadow": "have a shadow that fits the light",
     "placement_layout": "stand upright and firmly",
@@ -21,7 +22,7 @@ def question_text(dimension: str, num_candidates: int) -> str:
     """The question of one dimension: which of the candidates pass it, and the form of the answer."""
     last = "ABCDEFGH"[num_candidates - 1]
     return (
-        f"Image-1 is the original product, the others are A to {last}. Which of them {_CRITERIA[dimension]}? "
+        f"Image-1 is the original product, the others are A to {last}. Which of them {CRITERIA[dimension]}? "
         "Reply as <think>reasoning</think><answer>letters or None</answer>."
     )
 

@@ -74,13 +74,17 @@ def load_tokenizer(directory: str) -> ChatTokenizer:
         except UserError:
             raise
         except Exception as error:  # tokenizers raises bare Exceptions
-            raise UserError(f"{file}: no tokenizer can be read from it ({error}); copy the checkpoint's again") from None
+            raise UserError(
+                f"{file}: no tokenizer can be read from it ({error}); copy the checkpoint's again"
+            ) from None
     if (folder / "vocab.json").exists():
         from transformers import AutoTokenizer
 
         slow = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         return wrap_tokenizer(slow.backend_tokenizer, str(folder / "vocab.json"))
-    raise UserError(f"{folder}: has no tokenizer.json and no vocab.json; copy the tokenizer files of the checkpoint there")
+    raise UserError(
+        f"{folder}: has no tokenizer.json and no vocab.json; copy the tokenizer files of the checkpoint there"
+    )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:

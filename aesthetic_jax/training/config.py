@@ -44,6 +44,7 @@ def base_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-5
+    config.optimizer.vision_factor = 1.0  # of the learning rate, for vision tower and projector
     config.optimizer.schedule = "cosine"  # "constant", "linear", "cosine"
     config.optimizer.warmup_updates = 0
     config.optimizer.end_factor = 0.0  # share of the learning rate that the decay ends at
@@ -125,7 +126,9 @@ def check_config(config: ConfigDict) -> None:
     need("hard_cases.round_steps", config.hard_cases.round_steps >= 1, "give at least 1")
     need("hard_cases.mode", config.hard_cases.mode in ("off", "online"), "choose off or online")
     need("data.manifest", bool(config.data.manifest) != bool(config.data.data_dir), "give this or config.data.data_dir")
-    need("model.preset", config.model.preset in PRESETS, f"no '{config.model.preset}'; choose from {', '.join(PRESETS)}")
+    need(
+        "model.preset", config.model.preset in PRESETS, f"no '{config.model.preset}'; choose from {', '.join(PRESETS)}"
+    )
     need("model.dtype", config.model.dtype in ("float32", "bfloat16"), "choose float32 or bfloat16")
     need("model.remat", config.model.remat in ("none", "dots", "full"), "choose none, dots or full")
     for field in ("prompt_buckets", "completion_buckets"):
@@ -133,8 +136,12 @@ def check_config(config: ConfigDict) -> None:
         ascending = len(buckets) > 0 and list(buckets) == sorted(set(buckets))
         need(f"data.{field}", ascending, "give ascending lengths, such as (512, 1024)")
     if config.method == "grpo":
-        need("grpo.num_generations", config.grpo.num_generations >= 2, "give at least 2: a group is compared with itself")
+        need(
+            "grpo.num_generations", config.grpo.num_generations >= 2, "give at least 2: a group is compared with itself"
+        )
         need("grpo.temperature", config.grpo.temperature > 0, "give more than 0: a group needs different completions")
         need("grpo.num_iterations", config.grpo.num_iterations >= 1, "give at least 1")
     else:
-        need("hard_cases.mode", config.hard_cases.mode == "off", "difficulty comes from rollouts; SFT has none, use off")
+        need(
+            "hard_cases.mode", config.hard_cases.mode == "off", "difficulty comes from rollouts; SFT has none, use off"
+        )

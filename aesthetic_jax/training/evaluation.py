@@ -40,7 +40,7 @@ def predict(
     plan = np.resize(np.arange(count, dtype=np.int32), steps * batch_size)  # the last batch is filled up with the first
     predictions = []
     batches = planned_batches(records, plan, encoder, batch_size, with_completion=False)
-    for batch in tqdm(batches, total=steps, desc="answering", unit="batch"):
+    for batch in tqdm(batches, total=steps, desc="answering", unit="batch", disable=None):
         completions = decode(greedy(parameters, batch, jax.random.key(0)), encoder.tokenizer)
         for row, (completion,) in enumerate(completions):
             predicted = parse_answer(completion, int(batch.num_options[row]))

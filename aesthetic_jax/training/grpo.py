@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -41,9 +40,7 @@ class Scores(NamedTuple):
     exact: np.ndarray
 
 
-def rollout(
-    parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph: nnx.GraphDef, **sampling
-) -> Rollout:
+def rollout(parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph: nnx.GraphDef, **sampling) -> Rollout:
     """Completions of a batch's prompts; `sampling` as in `sample_completions`."""
     model = nnx.merge(graph, parameters)
     prompt = model.prefill(batch.tiles, batch.prompt_ids, batch.prompt_mask)
@@ -51,7 +48,12 @@ def rollout(
 
 
 def logprobs(
-    parameters: Parameters, batch: Batch, completion_ids: Int[Array, "B G T"], *, graph: nnx.GraphDef, temperature: float
+    parameters: Parameters,
+    batch: Batch,
+    completion_ids: Int[Array, "B G T"],
+    *,
+    graph: nnx.GraphDef,
+    temperature: float,
 ) -> Float[Array, "B G T"]:
     """Log-probabilities of completions under the reference model's parameters."""
     model = nnx.merge(graph, parameters)
@@ -67,7 +69,9 @@ def gold_letters(answer: int) -> frozenset[str]:
 def decode(rollout: Rollout, tokenizer: ChatTokenizer) -> list[list[str]]:
     """Texts of a rollout, [B][G], end tokens cut off."""
     ids, mask = np.asarray(rollout.ids), np.asarray(rollout.mask)
-    return [[tokenizer.decode(row[keep]) for row, keep in zip(*group, strict=True)] for group in zip(ids, mask, strict=True)]
+    return [
+        [tokenizer.decode(row[keep]) for row, keep in zip(*group, strict=True)] for group in zip(ids, mask, strict=True)
+    ]
 
 
 def score(texts: Sequence[Sequence[str]], batch: Batch, config, progress: float) -> Scores:

@@ -151,7 +151,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     done = int(state.step)
     truncate(workdir, done)
     writer = MetricsWriter(workdir)
-    progress = tqdm(total=config.num_steps, initial=done, desc=config.method, unit="step")
+    progress = tqdm(total=config.num_steps, initial=done, desc=config.method, unit="step", disable=None)
     batches: Iterator[Batch] | None = None
     waited, logged, since = 0.0, done, time.perf_counter()
     while done < config.num_steps:
@@ -227,7 +227,8 @@ def _texts(records, candidates: np.ndarray) -> Iterator[str]:
     """Prompts and completions, for a tokenizer to be trained on."""
     for index in candidates[:2000]:
         record: Record = records[int(index)]
-        yield prompt_text(question_text(record.dimension, record.num_options), [1] * len(record.images), 1)
+        question = record.question or question_text(record.dimension, record.num_options)
+        yield prompt_text(question, [1] * len(record.images), 1)
         yield completion_text(record.reasoning or "", record.answer)
 
 
@@ -240,7 +241,9 @@ def _make_plan(config: ConfigDict, round_index: int, candidates: np.ndarray, tab
     return candidates[hard_cases.make_plan(config.seed, round_index, table, settings)].astype(np.int32)
 
 
-def _make_evaluate(config: ConfigDict, graph: nnx.GraphDef, encoder: Encoder) -> Callable[[Parameters], dict[str, float]]:
+def _make_evaluate(
+    config: ConfigDict, graph: nnx.GraphDef, encoder: Encoder
+) -> Callable[[Parameters], dict[str, float]]:
     records = open_records(config.data.manifest, config.data.data_dir, "validation")
     greedy = make_greedy(graph, encoder, config.max_completion_length)
 

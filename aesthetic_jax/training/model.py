@@ -20,7 +20,9 @@ from aesthetic_jax.training.state import Parameters, split
 def is_hugging_face(path: str) -> bool:
     """Whether a directory holds a Hugging Face checkpoint, as against one of our runs."""
     folder = epath.Path(path)
-    return (folder / "config.json").exists() and not (folder / "model.json").exists() and "checkpoints" not in folder.parts
+    return (
+        (folder / "config.json").exists() and not (folder / "model.json").exists() and "checkpoints" not in folder.parts
+    )
 
 
 def tokenizer_directory(path: str) -> str:
@@ -110,7 +112,9 @@ def describe(config: ConfigDict) -> str:
         architecture = _with_overrides(read_architecture(str(locate(config.init_from)[0])), config)
     _, shapes = abstract_model(architecture)
     trained, frozen = split(shapes, tuple(config.model.freeze), bool(config.model.lora_rank))
-    counts = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in (("trained", trained), ("frozen", frozen))}
+    counts = {
+        name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in (("trained", trained), ("frozen", frozen))
+    }
     return (
         f"{sum(counts.values()):,} parameters: {counts['trained']:,} trained, {counts['frozen']:,} frozen; "
         f"float32 parameters {4 * sum(counts.values()) / 2**30:.2f} GiB, AdamW moments {8 * counts['trained'] / 2**30:.2f} GiB"

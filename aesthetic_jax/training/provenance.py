@@ -54,4 +54,6 @@ def check_same_config(config: ConfigDict, workdir: str) -> None:
     changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if changed:
         rows = ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
-        raise UserError(f"{file}: the run was begun with another config: {rows}; change back or choose another --workdir")
+        raise UserError(
+            f"{file}: the run was begun with another config: {rows}; change back or choose another --workdir"
+        )

@@ -86,6 +86,10 @@ def make_optimizer(config, updates: int) -> optax.GradientTransformation:
         kernels = ("kernel", "embedding", "head", "lora_a", "lora_b")
         return traverse_util.unflatten_dict({path: path[-1] in kernels for path in flat})
 
+    def slow_vision(updates, _):
+        factor = {"language": 1.0, "vision": config.vision_factor, "projector": config.vision_factor}
+        return {part: jax.tree.map(lambda x, part=part: factor[part] * x, tree) for part, tree in updates.items()}
+
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -96,6 +100,7 @@ def make_optimizer(config, updates: int) -> optax.GradientTransformation:
             weight_decay=config.weight_decay,
             mask=decayed,
         ),
+        optax.stateless(slow_vision),
     )
 
 

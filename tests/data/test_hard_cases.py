@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aesthetic_jax.data.hard_cases import DifficultyTable, init_table, is_hard, make_plan, table_statistics, update_table
+from aesthetic_jax.data.hard_cases import (
+    DifficultyTable,
+    init_table,
+    is_hard,
+    make_plan,
+    table_statistics,
+    update_table,
+)
 
 
 def config(floor=0.1, coverage_quota=0.2, plan_length=100):

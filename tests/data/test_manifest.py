@@ -68,7 +68,7 @@ BAD_FIELDS = {
         [], ["images/a.jpg"], ["images/a.jpg"] * 9, "images/a.jpg", ["images/a.jpg", 2], ["images/a.jpg", None],
         ["images/a.jpg", "images/missing.jpg"], ["images/a.jpg", "../a.jpg"], {"A": "images/a.jpg"},
     ],
-    "answer": [["E"], ["a"], ["A", "A"], ["AC"], [""], "A", "A,C", None, [1], ["Α"], ["Ａ"], [["A"]]],  # noqa: RUF001
+    "answer": [["E"], ["a"], ["A", "A"], ["AC"], [""], "A", "A,C", None, [1], ["Α"], ["Ａ"], [["A"]]],
     "reasoning": ["", " ", 5, ["x"], "<think>x", "so <answer>A", "a</think>", "</answer>", "<|im_end|>", "\ud800"],
     "question": ["", 5, {}, "<IMG_CONTEXT>", "<image>", "<img>", "<|im_start|>user"],
 }  # fmt: skip

@@ -38,8 +38,12 @@ def test_answer_and_reasoning_follow_from_the_flaws():
         failing = [any(flaw.name in asked for flaw in flaws) for flaws in sample.flaws]
         assert sample.answer == tuple(letter for letter, fails in zip("ABCD", failing, strict=True) if not fails)
         for letter, fails in zip("ABCD", failing, strict=True):
-            (sentence,) = (x for x in sample.reasoning.replace("Original:", "").split(". ") if x.strip().startswith(f"{letter}:"))
-            assert any(word in sentence for word in (("wrong", "bad", "fails") if fails else ("fine", "good", "passes")))
+            (sentence,) = (
+                x for x in sample.reasoning.replace("Original:", "").split(". ") if x.strip().startswith(f"{letter}:")
+            )
+            assert any(
+                word in sentence for word in (("wrong", "bad", "fails") if fails else ("fine", "good", "passes"))
+            )
 
 
 def test_flaws_of_other_dimensions_appear_and_are_not_spoken_of():
@@ -108,8 +112,13 @@ def test_light_shows_in_shading_and_shadow():
     scene = random_scene(rng)
     sides = {}
     for light in (-1, 1):
-        pixels = np.asarray(render(product, scene.__class__(**(vars(scene) | {"light": light})), (), 200), float).mean(-1)
-        sides[light] = (pixels[20, :40].mean(), pixels[20, -40:].mean()), (pixels[155, :60].min(), pixels[155, -60:].min())
+        pixels = np.asarray(render(product, scene.__class__(**(vars(scene) | {"light": light})), (), 200), float).mean(
+            -1
+        )
+        sides[light] = (
+            (pixels[20, :40].mean(), pixels[20, -40:].mean()),
+            (pixels[155, :60].min(), pixels[155, -60:].min()),
+        )
     for light, ((wall_left, wall_right), (left, right)) in sides.items():
         assert (wall_left > wall_right) == (light < 0)
         assert (left > right) == (light < 0)  # the shadow is dark on the side away from the light

@@ -46,8 +46,8 @@ def trl_loss(case: dict, arrays: dict[str, np.ndarray]) -> tuple[float, np.ndarr
 
     import torch
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
     from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
     from trl import GRPOConfig, GRPOTrainer
 
     vocabulary = {"<pad>": 0, "<eos>": 1, "a": 2}

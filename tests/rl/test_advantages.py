@@ -26,7 +26,11 @@ def test_equal_rewards_have_no_advantage_at_all(scale, value):
 @given(hnp.arrays(np.float32, (3, 4), elements=st.floats(0, 1, width=32)))
 def test_scalings(rewards):
     centred = rewards - rewards.mean(1, keepdims=True)
-    deviation = {"none": 1.0, "batch": rewards.std(ddof=1) + 1e-4, "group": rewards.std(1, ddof=1, keepdims=True) + 1e-4}
+    deviation = {
+        "none": 1.0,
+        "batch": rewards.std(ddof=1) + 1e-4,
+        "group": rewards.std(1, ddof=1, keepdims=True) + 1e-4,
+    }
     for scale, divisor in deviation.items():
         # a spread below float32's rounding of the mean is scaled up by at most 1 / epsilon
         np.testing.assert_allclose(group_advantages(jnp.array(rewards), scale), centred / divisor, atol=4e-3)

@@ -29,7 +29,26 @@ def test_answers_that_parse(inside, letters):
 
 @pytest.mark.parametrize(
     "inside",
-    ["", " ", "AC", "A;C", "A or C", "A,,C", ",A", "A,", "A,A", "a A", "E", "1", "\uff21", "\u0410", "A\u00a0B", "A.", "(A)", "nothing"],
+    [
+        "",
+        " ",
+        "AC",
+        "A;C",
+        "A or C",
+        "A,,C",
+        ",A",
+        "A,",
+        "A,A",
+        "a A",
+        "E",
+        "1",
+        "\uff21",
+        "\u0410",
+        "A\u00a0B",
+        "A.",
+        "(A)",
+        "nothing",
+    ],
 )
 def test_answers_that_do_not_parse(inside):
     assert parse_answer(f"<think>x</think><answer>{inside}</answer>") is None
@@ -124,7 +143,7 @@ def test_reward_values(variant, predicted, gold, reward):
 
 
 def test_random_non_empty_subsets_score_as_the_paper_says():
-    """Mean over answer sizes 1 to 4 of a random non-empty guess: exact 6.7, subset 25.0, Jaccard 40.7, per option 50.8, F1 52.1."""
+    """Percentages, as means over answer sizes 1 to 4 of a random non-empty guess."""
     expected = {"exact": 6.7, "subset": 25.0, "jaccard": 40.7, "per_option": 50.8, "f1": 52.1}
     for variant, value in expected.items():
         by_size = []

@@ -51,7 +51,10 @@ def test_interval_covers_the_binomial_one():
 
 def test_table_names_everything_and_fits():
     dimensions, gold, options = questions()
-    methods = {"sft": summarize(dimensions, gold, gold, options), "grpo": summarize(dimensions, [None] * 400, gold, options)}
+    methods = {
+        "sft": summarize(dimensions, gold, gold, options),
+        "grpo": summarize(dimensions, [None] * 400, gold, options),
+    }
     table = format_table(methods)
     assert "100.0 [100, 100]" in table
     for word in ("sft", "grpo", "appearance", "physical", "placement", "extension", "overall", "uniform", "non_empty"):

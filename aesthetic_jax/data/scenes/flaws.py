@@ -69,7 +69,9 @@ def _widen(image: Image.Image, left: int, right: int) -> Image.Image:
 def _stretched(image: Image.Image, flaw: Flaw, _: Product) -> Image.Image:
     factor = 1 + 0.9 * flaw.strength
     wide, high = (factor, 1.0) if flaw.side > 0 else (1 / factor, 1.0)
-    return image.resize((max(2, round(image.width * wide)), max(2, round(image.height * high))), Image.Resampling.BILINEAR)
+    return image.resize(
+        (max(2, round(image.width * wide)), max(2, round(image.height * high))), Image.Resampling.BILINEAR
+    )
 
 
 def _bent(image: Image.Image, flaw: Flaw, _: Product) -> Image.Image:

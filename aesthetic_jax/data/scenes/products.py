@@ -71,7 +71,9 @@ def draw_product(kind: str, colour: str, label: str, cap: str, stripes: int, hei
         draw.polygon([(x * (width - 1), y * (height - 1)) for x, y in points], fill)
 
     if kind == "bottle":
-        polygon([(0.34, 0.12), (0.66, 0.12), (0.66, 0.22), (1, 0.36), (1, 0.5), (0, 0.5), (0, 0.36), (0.34, 0.22)], body)
+        polygon(
+            [(0.34, 0.12), (0.66, 0.12), (0.66, 0.22), (1, 0.36), (1, 0.5), (0, 0.5), (0, 0.36), (0.34, 0.22)], body
+        )
         draw.rounded_rectangle(box((0, 0.36, 1, 1)), radius=0.12 * width, fill=body)
     elif kind == "jar":
         draw.rounded_rectangle(box((0, 0.16, 1, 1)), radius=0.16 * width, fill=body)

@@ -1,8 +1,12 @@
-"""Chains of thought written from a scene's facts: what is seen of each candidate, then the verdict on it."""
+"""Chains of thought written from a scene's facts.
+
+The usual one says of each candidate what bears on the question and gives the verdict on it; `write_description` says of
+each image what there is to see.
+"""
 
 import numpy as np
 
-from aesthetic_jax.data.scenes.flaws import Flaw
+from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw
 from aesthetic_jax.data.scenes.products import Product
 from aesthetic_jax.data.scenes.render import Scene
 
@@ -28,9 +32,9 @@ _SEEN = {
     "cut_off": ("cut off {side}", "ends in nothing {side}", "side gone {side}"),
 }
 _SOUND = {
-    "appearance_deformation": ("same {name}", "unchanged", "as original"),
+    "appearance_deformation": ("same as before", "unchanged", "as original"),
     "placement_layout": ("stands on table", "stands firmly", "upright on table"),
-    "extension_rationality": ("complete", "nothing added", "whole {name}"),
+    "extension_rationality": ("complete", "nothing added", "whole"),
 }
 
 
@@ -46,6 +50,13 @@ def _shadow(style: int, scene: Scene, flaw: Flaw | None) -> str:
     else:
         seen = _SEEN[flaw.name][style]
     return f"light {_SIDES[scene.light]}, {seen}"
+
+
+def _fault(style: int, flaw: Flaw) -> str:
+    """What is seen of a flaw that is none of the shadow's."""
+    if flaw.name == "stretched" and flaw.side < 0:
+        return ("too narrow", "squeezed narrow", "too thin")[style]
+    return _SEEN[flaw.name][style].format(colour=flaw.colour, side=_SIDES[flaw.side])
 
 
 def write_reasoning(
@@ -70,10 +81,36 @@ def write_reasoning(
         if dimension == "physical_shadow":
             seen = _shadow(style, scene, flaw)
         elif flaw is None:
-            seen = _SOUND[dimension][style].format(name=product.name)
-        elif flaw.name == "stretched" and flaw.side < 0:
-            seen = ("too narrow", "squeezed narrow", "too thin")[style]
+            seen = _SOUND[dimension][style]
         else:
-            seen = _SEEN[flaw.name][style].format(colour=flaw.colour, side=_SIDES[flaw.side])
+            seen = _fault(style, flaw)
         parts.append(f"{letter}: {seen}, {verdicts[flaw is not None]}.")
+    return " ".join(parts)
+
+
+def write_description(
+    rng: np.random.Generator, product: Product, scenes: list[Scene], flaws: list[tuple[Flaw, ...]]
+) -> str:
+    """A thorough chain of thought: product, light, shadow and every flaw of each image.
+
+    Args:
+        scenes: of each image, the original first.
+        flaws: of each image, of any dimension.
+    """
+    style = int(rng.integers(3))
+    parts = []
+    for name, scene, present in zip(("Original", *"ABCDEFGH"), scenes, flaws, strict=False):
+        by_name = {flaw.name: flaw for flaw in present}
+        seen = [product.name]
+        if product.colour is not None:
+            body = by_name["other_colour"].colour if "other_colour" in by_name else product.colour
+            label = by_name["other_label"].colour if "other_label" in by_name else product.label
+            seen = [f"{body} {product.name}", f"{label} label"]
+            if "cap_missing" not in by_name:
+                seen.append(f"{product.cap} cap")
+        shadow = next((flaw for flaw in present if flaw.name in FLAWS["physical_shadow"]), None)
+        seen.append(_shadow(style, scene, shadow))
+        told = ("other_colour", "other_label", *FLAWS["physical_shadow"])
+        seen += [_fault(style, flaw) for flaw in present if flaw.name not in told]
+        parts.append(f"{name}: {', '.join(seen)}.")
     return " ".join(parts)

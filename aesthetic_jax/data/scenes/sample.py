@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image
 
 from aesthetic_jax.data.manifest import DIMENSIONS
+from aesthetic_jax.data.prompts import CRITERIA
 from aesthetic_jax.data.scenes.flaws import Flaw, random_flaw
 from aesthetic_jax.data.scenes.products import Product, cutout_product, random_product
-from aesthetic_jax.data.scenes.reasoning import write_reasoning
+from aesthetic_jax.data.scenes.reasoning import write_description, write_reasoning
 from aesthetic_jax.data.scenes.render import random_scene, render
 
 _CANDIDATES = 4
@@ -24,6 +25,7 @@ class SyntheticSample:
     dimension: str
     images: tuple[bytes, ...]
     answer: tuple[str, ...]
+    question: str | None  # None: the usual question of the dimension
     reasoning: str
     flaws: tuple[tuple[Flaw, ...], ...]  # of each candidate, asked about or not
 
@@ -48,6 +50,7 @@ def make_sample(
     number: int,
     size: int,
     strength: tuple[float, float],
+    describe: float = 0.0,
     cutouts: Sequence[Image.Image] = (),
     backdrops: Sequence[Image.Image] = (),
 ) -> SyntheticSample:
@@ -56,6 +59,7 @@ def make_sample(
     Args:
         size: side of the images in pixels.
         strength: range that the strength of flaws is drawn from.
+        describe: probability that the question asks to describe every image first, and the chain of thought does.
         cutouts: a user's products; empty: drawn ones.
         backdrops: a user's photos; empty: a wall and a table.
     """
@@ -66,19 +70,23 @@ def make_sample(
     def scene():
         return random_scene(rng, backdrops[rng.integers(len(backdrops))] if backdrops else None)
 
-    images = [_jpeg(render(product, scene(), (), size))]
-    scenes, asked_flaws, all_flaws = [], [], []
+    scenes, asked_flaws, all_flaws = [scene()], [], [()]
     for _ in range(_CANDIDATES):
         flaw = random_flaw(rng, dimension, product, strength) if rng.random() < 0.5 else None
-        present = tuple(x for x in (flaw, _distraction(rng, dimension, product, strength)) if x is not None)
+        distraction = _distraction(rng, dimension, product, strength)
         scenes.append(scene())
         asked_flaws.append(flaw)
-        all_flaws.append(present)
-        images.append(_jpeg(render(product, scenes[-1], present, size)))
+        all_flaws.append(tuple(x for x in (flaw, distraction) if x is not None))
+    question = None
+    reasoning = write_reasoning(rng, dimension, product, scenes[1:], asked_flaws)
+    if rng.random() < describe:
+        question = f"Describe the original and A to D, then name those that {CRITERIA[dimension]}."
+        reasoning = write_description(rng, product, scenes, all_flaws)
     return SyntheticSample(
         dimension=dimension,
-        images=tuple(images),
+        images=tuple(_jpeg(render(product, *x, size)) for x in zip(scenes, all_flaws, strict=True)),
         answer=tuple(letter for letter, flaw in zip("ABCD", asked_flaws, strict=True) if flaw is None),
-        reasoning=write_reasoning(rng, dimension, product, scenes, asked_flaws),
-        flaws=tuple(all_flaws),
+        question=question,
+        reasoning=reasoning,
+        flaws=tuple(all_flaws[1:]),
     )
