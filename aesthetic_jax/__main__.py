@@ -50,7 +50,9 @@ def _run(argv: list[str]) -> None:
     except flags.Error as error:
         raise UserError(f"{name}: {' '.join(str(error).split())}") from None
     except AttributeError as error:  # an override of a field that the config doesn't have
-        raise UserError(f"{name}: --config has no field {error}; `train`'s are in aesthetic_jax/training/config.py") from None
+        raise UserError(
+            f"{name}: --config has no field {error}; `train`'s are in aesthetic_jax/training/config.py"
+        ) from None
     command.main(command.FLAGS)
 
 

@@ -17,7 +17,8 @@ def require(arguments: flags.FlagValues, name: str) -> Any:
     """The value of a flag that must be given."""
     try:
         value = arguments[name].value
-    except OSError as error:  # how ml_collections reports a config file that can't be loaded
+        hasattr(value, "method")  # ml_collections raises when a config file that it couldn't load is first used
+    except OSError as error:
         raise UserError(f"--{name}: {str(error).splitlines()[-1].strip()}; name a file such as configs/X.py") from None
     if value is None or value == "":
         raise UserError(f"--{name} is missing; aesthetic-jax COMMAND --help lists the flags")

@@ -36,7 +36,9 @@ def check(result):
 @pytest.fixture(scope="module")
 def data(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    check(command("synthesize", f"--out={folder}/results", "--num=40", "--image_size=56", "--workers=1"))
+    check(
+        command("synthesize", f"--out={folder}/results", "--num=40", "--image_size=56", "--describe=0.2", "--workers=1")
+    )
     check(command("build", f"--manifest={folder}/results/manifest.jsonl", f"--out={folder}/data", "--workers=1"))
     return folder
 
@@ -124,14 +126,6 @@ def test_a_finished_run_is_left_alone(runs, train):
     before = (runs / "sft" / "metrics.jsonl").read_bytes()
     check(train("sft", runs / "sft"))
     assert (runs / "sft" / "metrics.jsonl").read_bytes() == before
-
-
-def test_stage_2_changes_the_policy(runs):
-    changed = [
-        np.abs(a - b).max()
-        for a, b in zip(flatten(parameters(runs / "sft")), flatten(parameters(runs / "hcm_grpo")), strict=True)
-    ]
-    assert max(changed) > 0
 
 
 def test_evaluate_screen_and_report(runs, command, data):

@@ -34,7 +34,9 @@ def test_prompts_are_internvls_template():
         "<|im_start|>user\nImage-1: <img><IMG_CONTEXT><IMG_CONTEXT></img>\n"
         "Image-2: <img><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT><IMG_CONTEXT></img>\nWhat?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert prompt_text("What?", [], 2, "Be brief.").startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    assert prompt_text("What?", [], 2, "Be brief.").startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+    )
     assert completion_text("Why.", ()) == "<think>Why.</think><answer>None</answer><|im_end|>"
     assert completion_text("Why.", ("C", "A")) == "<think>Why.</think><answer>A,C</answer><|im_end|>"
 

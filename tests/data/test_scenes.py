@@ -128,9 +128,21 @@ def test_users_cut_outs_and_backgrounds_make_the_same_kind_of_sample():
     cutout = draw_product("jar", "red", "white", "blue", 2, 120)
     backdrop = Image.new("RGB", (80, 60), (120, 180, 90))
     for number in range(8):
-        sample = make_sample(0, number, 64, (0.5, 1.0), [cutout], [backdrop])
+        sample = make_sample(0, number, 64, (0.5, 1.0), cutouts=[cutout], backdrops=[backdrop])
         assert len(sample.images) == 5
         assert sample.reasoning
         corner = Image.open(io.BytesIO(sample.images[0])).getpixel((32, 2))
         assert max(abs(a - b) for a, b in zip(corner, (120, 180, 90), strict=True)) < 12
     assert cutout_product(cutout).colour is None
+
+
+def test_described_samples_tell_what_every_image_shows():
+    sample = make_sample(0, 3, 32, (0.5, 1.0), describe=1.0)
+    plain = make_sample(0, 3, 32, (0.5, 1.0))
+    assert sample.question.startswith("Describe")
+    assert plain.question is None
+    assert (sample.images, sample.answer) == (plain.images, plain.answer)
+    for name in ("Original", *"ABCD"):
+        assert f"{name}: " in sample.reasoning
+    assert sample.reasoning.count("light") == 5
+    assert sample.reasoning.count(" label") >= 5
