@@ -83,7 +83,7 @@ def test_temperature_0_takes_the_most_likely_token():
     for row, length in enumerate((6, 4, 5, 3)):
         sequence = ids[row, :length].tolist()
         for token in np.asarray(rollout.ids)[row, 0][np.asarray(rollout.mask)[row, 0]]:
-            logits = np.asarray(model()(jnp.array([sequence])))[0, -1]
+            logits = np.array(model()(jnp.array([sequence])))[0, -1]
             logits[IMAGE] = -np.inf
             assert token == logits.argmax()
             sequence.append(int(token))
@@ -91,7 +91,7 @@ def test_temperature_0_takes_the_most_likely_token():
 
 def test_samples_follow_the_distribution():
     rollout, _ = sample(group=4000, length=2)
-    logits = np.asarray(model()(jnp.array(np.random.default_rng(1).integers(4, 24, (4, 6))[:1])))[0, -1]
+    logits = np.array(model()(jnp.array(np.random.default_rng(1).integers(4, 24, (4, 6))[:1])))[0, -1]
     logits[IMAGE] = -np.inf
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     counted = np.bincount(np.asarray(rollout.ids)[0, :, 0], minlength=24) / 4000
