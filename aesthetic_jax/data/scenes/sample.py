@@ -16,6 +16,7 @@ from aesthetic_jax.data.scenes.render import random_scene, render
 
 _CANDIDATES = 4
 _DISTRACTED = 0.25  # share of candidates with a flaw of a dimension that is not asked about
+_DISTRACTED_DESCRIBED = 0.75  # where every image is described: the more there is to see, the more is learnt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +38,6 @@ def _jpeg(image: Image.Image) -> bytes:
 
 
 def _distraction(rng: np.random.Generator, asked: str, product: Product, strength: tuple[float, float]) -> Flaw | None:
-    if rng.random() >= _DISTRACTED:
-        return None
     other = str(rng.choice([name for name in DIMENSIONS if name != asked]))
     flaw = random_flaw(rng, other, product, strength)
     # Without a shadow nobody can tell whether a product floats.
@@ -70,16 +69,18 @@ def make_sample(
     def scene():
         return random_scene(rng, backdrops[rng.integers(len(backdrops))] if backdrops else None)
 
+    described = rng.random() < describe
+    distracted = _DISTRACTED_DESCRIBED if described else _DISTRACTED
     scenes, asked_flaws, all_flaws = [scene()], [], [()]
     for _ in range(_CANDIDATES):
         flaw = random_flaw(rng, dimension, product, strength) if rng.random() < 0.5 else None
-        distraction = _distraction(rng, dimension, product, strength)
+        distraction = _distraction(rng, dimension, product, strength) if rng.random() < distracted else None
         scenes.append(scene())
         asked_flaws.append(flaw)
         all_flaws.append(tuple(x for x in (flaw, distraction) if x is not None))
     question = None
     reasoning = write_reasoning(rng, dimension, product, scenes[1:], asked_flaws)
-    if rng.random() < describe:
+    if described:
         question = f"Describe the original and A to D, then name those that {CRITERIA[dimension]}."
         reasoning = write_description(rng, product, scenes, all_flaws)
     return SyntheticSample(
