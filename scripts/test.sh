@@ -11,4 +11,4 @@ fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 ruff check .
 ruff format --check .
-exec python -m pytest "${select[@]}" "$@"
+exec python -m pytest -n auto --dist loadfile "${select[@]}" "$@"
