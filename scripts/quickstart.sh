@@ -9,7 +9,7 @@ export JAX_COMPILATION_CACHE_DIR="$PWD/.jax_cache" # the methods of stage 2 shar
 
 synthesize() { # FOLDER NUM SEED MORE_FLAGS...: a data set in FOLDER/data, unless it is there
   [ -e "$1/manifest.jsonl" ] ||
-    aesthetic-jax synthesize --out="$1" --num="$2" --seed="$3" --image_size=56 --strength=0.5,1 "${@:4}"
+    aesthetic-jax synthesize --out="$1" --num="$2" --seed="$3" --image_size=56 --strength=0.8,1 "${@:4}"
   aesthetic-jax build --manifest="$1/manifest.jsonl" --out="$1/data"
 }
 config() { echo "--config=configs/quickstart.py:$1" --config.seed="$seed"; }
