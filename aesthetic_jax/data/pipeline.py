@@ -50,6 +50,7 @@ class Encoder:
         prompt_buckets: prompt lengths that batches are padded to, ascending.
         completion_buckets: completion lengths that batches are padded to, ascending.
         system: system prompt, "" for none.
+        final_newline: of `completion_text`.
     """
 
     tokenizer: ChatTokenizer
@@ -60,6 +61,7 @@ class Encoder:
     prompt_buckets: tuple[int, ...]
     completion_buckets: tuple[int, ...]
     system: str = ""
+    final_newline: bool = False
 
     @property
     def tiles_per_prompt(self) -> int:
@@ -92,7 +94,7 @@ class Encoder:
         if with_completion:
             if record.reasoning is None:
                 raise UserError(f"{name}: has no reasoning to learn from; leave it out of SFT or write one")
-            completion = self.tokenizer.encode(completion_text(record.reasoning, record.answer))
+            completion = self.tokenizer.encode(completion_text(record.reasoning, record.answer, self.final_newline))
         prompt_ids, prompt_mask = _pad(ids, self.prompt_buckets, "data.prompt_buckets", name, self.tokenizer.pad)
         buckets = self.completion_buckets if with_completion else (0,)
         completion_ids, completion_mask = _pad(completion, buckets, "data.completion_buckets", name, self.tokenizer.pad)

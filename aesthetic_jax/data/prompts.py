@@ -48,7 +48,12 @@ def prompt_text(question: str, tiles_per_image: Sequence[int], tokens_per_tile: 
     return f"{turns}{TURN_START}user\n{images}{question}{TURN_END}\n{TURN_START}assistant\n"
 
 
-def completion_text(reasoning: str, answer: Sequence[str]) -> str:
-    """The completion that SFT teaches, with its end-of-turn token."""
+def completion_text(reasoning: str, answer: Sequence[str], final_newline: bool = False) -> str:
+    """The completion that SFT teaches, with its end-of-turn token.
+
+    Args:
+        final_newline: whether the newline that the chat template puts behind the turn is taught too: TRL's SFTTrainer counts
+            it, OpenGVLab's training masks it.
+    """
     letters = ",".join(sorted(answer)) or "None"
-    return f"<think>{reasoning}</think><answer>{letters}</answer>{TURN_END}"
+    return f"<think>{reasoning}</think><answer>{letters}</answer>{TURN_END}" + "\n" * final_newline

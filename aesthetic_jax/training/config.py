@@ -40,6 +40,9 @@ def base_config() -> ConfigDict:
     config.data.prompt_buckets = (1536,)  # lengths that prompts are padded to, ascending
     config.data.completion_buckets = (256, 512)
     config.data.system_prompt = ""
+    config.data.final_newline = (
+        False  # teach the newline behind a turn too: True as TRL counts, False as OpenGVLab does
+    )
     config.data.threads = 8  # that read and decode ahead
 
     config.optimizer = ConfigDict()

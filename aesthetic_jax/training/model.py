@@ -98,6 +98,7 @@ def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: Ch
         prompt_buckets=tuple(config.data.prompt_buckets),
         completion_buckets=tuple(config.data.completion_buckets),
         system=config.data.system_prompt,
+        final_newline=config.data.final_newline,
     )
 
 

@@ -38,6 +38,7 @@ def test_prompts_are_internvls_template():
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
     )
     assert completion_text("Why.", ()) == "<think>Why.</think><answer>None</answer><|im_end|>"
+    assert completion_text("Why.", (), final_newline=True).endswith("</answer><|im_end|>\n")
     assert completion_text("Why.", ("C", "A")) == "<think>Why.</think><answer>A,C</answer><|im_end|>"
 
 
