@@ -81,6 +81,8 @@ def test_one_checkpoint_of_a_run_and_another_source(published, tmp_path):
         (["--from_hf={hf}", "--to={hf}"], "exists already"),
         (["--from={tmp}/nowhere", "--to_hf={tmp}/x"], "nowhere"),
         (["--from={hf}", "--to_hf={hf}"], "exists already"),
+        (["--from={hf}", "--to_hf={tmp}/x", "--to_peft={tmp}/y"], "--to_hf=DIR or --to_peft=DIR"),
+        (["--from={hf}", "--to_peft={hf}"], "exists already"),
     ],
 )
 def test_bad_flags_end_in_one_line(arguments, message, published, tmp_path, capsys):

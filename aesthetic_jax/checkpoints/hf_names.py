@@ -146,6 +146,21 @@ def entries(shapes: dict[tuple[str, ...], tuple[int, ...]], original: bool = Fal
     return listed
 
 
+def adapter_entries(shapes: dict[tuple[str, ...], tuple[int, ...]]) -> list[Entry]:
+    """Every tensor of a PEFT adapter that holds a model's LoRA matrices; the other parameters are passed over."""
+    suffixes = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
+    listed = []
+    for path, shape in shapes.items():
+        if path[-1] not in suffixes:
+            continue
+        on_disk = _ROWS[".".join(path[:-1])][0]
+        prefix, on_disk_prefix = next(x for x in _IN_MEMORY.items() if on_disk.startswith(x[1]))
+        name = f"base_model.model.{prefix}{on_disk.removeprefix(on_disk_prefix)}{suffixes[path[-1]]}"
+        stored = _MATRIX.shape(shape[1:])
+        listed += [Entry(path, layer, name.format(layer), stored, None, _MATRIX) for layer in range(shape[0])]
+    return listed
+
+
 def is_original(names: Iterable[str]) -> bool:
     """Whether tensor names are in OpenGVLab's spelling."""
     return any(name.startswith(("vision_model.", "mlp1.")) for name in names)

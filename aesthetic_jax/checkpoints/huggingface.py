@@ -122,27 +122,22 @@ def save_parameters(parameters: dict, config: InternVLConfig, path: str, source:
     shapes = {path: flat[path].shape for path in sorted(flat)}  # one order of tensors, however the dict was made
     dtypes = {path: np.dtype(x.dtype) for path, x in flat.items()}
     shards = _cut(entries(shapes), dtypes)
-    with _new_directory(path) as folder:
+    with new_directory(path) as folder:
         weight_map = {}
         arrays = _merged(flat, config)
         for number, shard in enumerate(shards, 1):
             name = _SINGLE if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-            with (folder / name).open("wb") as stream:
-                write_header(stream, [(entry.name, dtypes[entry.path], entry.shape) for entry in shard])
-                for entry in shard:
-                    array = arrays(entry.path, entry.layer)
-                    stored = np.ascontiguousarray(entry.layout.write(array, entry.shape))
-                    stream.write(stored.reshape(-1).view(np.uint8).data)
-                    weight_map[entry.name] = name
+            write_tensors(folder / name, shard, dtypes, arrays)
+            weight_map |= {entry.name: name for entry in shard}
         if len(shards) > 1:
             total = sum(_bytes(entry, dtypes) for shard in shards for entry in shard)
-            _write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+            write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
         generation = {"eos_token_id": ids.get(TURN_END), "pad_token_id": ids.get(END_OF_TEXT)}
         if source is not None:
-            _write_json(folder / "generation_config.json", generation)  # the source's own, if any, takes its place
+            write_json(folder / "generation_config.json", generation)  # the source's own, if any, takes its place
             copy_tokenizer(source, str(folder))
         dtype = dtypes["language", "embedding"].name
-        _write_json(folder / "config.json", render_config(config, dtype, ids))
+        write_json(folder / "config.json", render_config(config, dtype, ids))
 
 
 def check_free(path: str) -> None:
@@ -150,6 +145,27 @@ def check_free(path: str) -> None:
     target = epath.Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{path}: exists already; name a new directory, or empty this one")
+
+
+def write_tensors(
+    file: epath.Path,
+    listed: list[Entry],
+    dtypes: dict[Path, np.dtype],
+    arrays: Callable[[Path, int | None], np.ndarray],
+) -> None:
+    """Writes one safetensors file.
+
+    Args:
+        file: to write.
+        listed: its tensors, in order.
+        dtypes: of the parameters.
+        arrays: gives a parameter, or one layer of it, on the host.
+    """
+    with file.open("wb") as stream:
+        write_header(stream, [(entry.name, dtypes[entry.path], entry.shape) for entry in listed])
+        for entry in listed:
+            stored = np.ascontiguousarray(entry.layout.write(arrays(entry.path, entry.layer), entry.shape))
+            stream.write(stored.reshape(-1).view(np.uint8).data)
 
 
 def _abstract(config: InternVLConfig) -> InternVL:
@@ -297,7 +313,7 @@ def _merged(flat: dict[Path, Any], config: InternVLConfig) -> Callable[[Path, in
 
 
 @contextlib.contextmanager
-def _new_directory(path: str) -> Iterator[epath.Path]:
+def new_directory(path: str) -> Iterator[epath.Path]:
     """A directory under a passing name, which becomes `path` if all goes well and is removed if not."""
     target = epath.Path(path)
     partial = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
@@ -312,5 +328,6 @@ def _new_directory(path: str) -> Iterator[epath.Path]:
         raise
 
 
-def _write_json(file: epath.Path, content: dict) -> None:
+def write_json(file: epath.Path, content: dict) -> None:
+    """Writes a JSON object, indented."""
     file.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,5 +1,6 @@
 """The model against transformers' InternVL: golden values without torch, the two side by side with it."""
 
+import dataclasses
 import re
 import runpy
 from pathlib import Path
@@ -8,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 from safetensors.numpy import load_file, save_file
 
 import aesthetic_jax
 from aesthetic_jax.checkpoints import huggingface
 from aesthetic_jax.checkpoints.hf_names import normalise
+from aesthetic_jax.checkpoints.peft import save_adapter
+from aesthetic_jax.models.internvl import InternVL
 
 GOLDEN = Path(__file__).with_name("golden_forward.npz")
 MAKE = runpy.run_path(str(Path(__file__).with_name("make_golden_forward.py")))
@@ -163,3 +166,30 @@ def test_parameter_gradients(torch, tower, tmp_path):
     worst = max(errors, key=errors.get)
     print(f"{tower}: largest relative error of a gradient {errors[worst]:.1e}, of {worst}")
     assert errors[worst] < 1e-4, worst
+
+
+@pytest.mark.parity
+def test_peft_adapter(torch, tmp_path):
+    """PEFT opens the adapter on transformers' model and computes what the model with LoRA computes here."""
+    peft = pytest.importorskip("peft")
+    inputs = MAKE["make_inputs"]()
+    valid = inputs[1] == 1
+    reference = MAKE["make_model"]()
+    reference.save_pretrained(tmp_path / "base")
+    base = aesthetic_jax.load_pretrained(str(tmp_path / "base"))
+    config = dataclasses.replace(base.config, lora_rank=4, lora_alpha=6.0)
+    graph, state = nnx.split(InternVL(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(0)
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
+    flat |= {
+        path: rng.normal(scale=0.2, size=x.shape).astype(np.float32) for path, x in flat.items() if "lora" in path[-1]
+    }
+    flat |= traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(base, nnx.Param)))
+    parameters = traverse_util.unflatten_dict(flat)
+    ours = forward(nnx.merge(graph, parameters))(*inputs)[2]
+    assert np.abs(ours - forward(base)(*inputs)[2])[valid].max() > 0.1
+    save_adapter(parameters, config, str(tmp_path / "adapter"), str(tmp_path / "base"))
+    theirs = MAKE["run"](
+        peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").base_model.model.eval(), *inputs
+    )
+    np.testing.assert_allclose(ours[valid], theirs[2][valid], atol=1e-4, rtol=0)
