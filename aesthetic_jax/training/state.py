@@ -79,12 +79,11 @@ def make_schedule(config, updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config, updates: int) -> optax.GradientTransformation:
-    """AdamW behind clipping by the global norm; norms, biases and scales are not decayed, as in transformers' Trainer."""
+    """AdamW behind clipping by the global norm; norms and biases are not decayed, as in transformers' Trainer."""
 
     def decayed(parameters):
         flat = traverse_util.flatten_dict(parameters)
-        kernels = ("kernel", "embedding", "head", "lora_a", "lora_b")
-        return traverse_util.unflatten_dict({path: path[-1] in kernels for path in flat})
+        return traverse_util.unflatten_dict({path: path[-1] not in ("scale", "bias") for path in flat})
 
     def slow_vision(updates, _):
         factor = {"language": 1.0, "vision": config.vision_factor, "projector": config.vision_factor}
