@@ -70,11 +70,13 @@ class Layout:
         shape: parameter's shape -> stored shape.
         read: stored tensor -> parameter (a view).
         write: (parameter, stored shape) -> stored tensor (a view).
+        row_axis: axis of the parameter along which the stored tensor's rows follow one another; None: there is none.
     """
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]
     read: Callable[[np.ndarray], np.ndarray]
     write: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    row_axis: int | None = None
 
 
 def _patch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -82,8 +84,8 @@ def _patch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[1], 3, side, side
 
 
-_PLAIN = Layout(lambda shape: shape, lambda x: x, lambda x, shape: x)
-_MATRIX = Layout(lambda shape: shape[::-1], lambda x: x.T, lambda x, shape: x.T)  # torch keeps [out, in]
+_PLAIN = Layout(lambda shape: shape, lambda x: x, lambda x, shape: x, row_axis=0)
+_MATRIX = Layout(lambda shape: shape[::-1], lambda x: x.T, lambda x, shape: x.T, row_axis=1)  # torch keeps [out, in]
 _LAYOUTS = {
     "vision.class_token": Layout(lambda shape: (1, 1, *shape), lambda x: x[0, 0], lambda x, shape: x[None, None]),
     "vision.positions": Layout(lambda shape: (1, *shape), lambda x: x[0], lambda x, shape: x[None]),

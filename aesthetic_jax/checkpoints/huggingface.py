@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import uuid
@@ -21,6 +22,7 @@ from aesthetic_jax.data.tokenizer import END_OF_TEXT, TURN_END, copy_tokenizer
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.models.config import InternVLConfig
 from aesthetic_jax.models.internvl import InternVL
+from aesthetic_jax.models.sharding import parameter_shardings
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.bin.index.json")
@@ -38,15 +40,15 @@ def load_pretrained(path: str, dtype: str = "float32", mesh: jax.sharding.Mesh |
         path: directory with config.json and model.safetensors, or its shards and index; in OpenGVLab's layout or
             transformers' ("-hf"). Nothing is downloaded, nothing pickled is opened.
         dtype: "float32" or "bfloat16", of parameters and activations.
-        mesh: the parameters are replicated over its devices; None: on the first device.
+        mesh: the parameters are split over its devices by `models.sharding.RULES`; None: all on the first device.
 
     Raises:
-        UserError: the directory holds no such checkpoint, or not all of one.
+        UserError: the directory holds no such checkpoint, or not all of one, or the mesh doesn't fit it.
     """
     config = dataclasses.replace(read_config(path), dtype=dtype)
-    sharding = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    parameters = load_parameters(path, config, dtype, lambda _, x: jax.device_put(x, sharding))
-    return nnx.merge(nnx.graphdef(_abstract(config)), parameters)
+    model = _abstract(config)
+    shardings = None if mesh is None else parameter_shardings(model, mesh)
+    return nnx.merge(nnx.graphdef(model), load_parameters(path, config, dtype, shardings))
 
 
 def save_pretrained(model: InternVL, path: str, source: str | None = None) -> None:
@@ -79,17 +81,18 @@ def load_parameters(
     path: str,
     config: InternVLConfig,
     dtype: str = "float32",
-    place: Callable[[Path, np.ndarray], Any] = lambda _, x: jax.device_put(x),
+    shardings: dict[Path, jax.sharding.Sharding] | None = None,
 ) -> dict:
     """The parameters of a checkpoint as a nested dict, without LoRA's.
 
-    Tensors are read one at a time into a parameter's final array, so the host holds little more than it keeps.
+    Tensors are read one at a time into a parameter's final array, so the host holds little more than it keeps. Of a split
+    parameter each host reads the rows of the stored tensors that its devices need; what other axes split is cut from these.
 
     Args:
         path: directory of the checkpoint.
         config: its architecture, as `read_config` gives it.
         dtype: "float32" or "bfloat16".
-        place: puts one finished parameter, by its path, where it is to live; it owns the array from then on.
+        shardings: where each parameter is to live, by its path; None: on the first device.
 
     Raises:
         UserError: a file is missing or broken; tensors are missing, unexpected or misshapen, all named in one message.
@@ -105,12 +108,16 @@ def load_parameters(
     parameters = {}
     # The largest tensors first: their copies come on top of little then.
     for leaf in sorted(wanted, key=lambda leaf: -np.prod(wanted[leaf][0].shape)):
-        array = _aligned(shapes[leaf], jnp.dtype(dtype))
-        for entry in wanted[leaf]:
-            stored = tensors[entry.name]
-            stored = stored if entry.part is None else stored.third(entry.part)
-            _copy(entry.layout.read(read_tensor(stored)), array if entry.layer is None else array[entry.layer])
-        parameters[leaf] = place(leaf, array)
+        shape = shapes[leaf]
+        read = functools.cache(functools.partial(_read_block, wanted[leaf], tensors, jnp.dtype(dtype)))
+        if shardings is None:
+            parameters[leaf] = jax.device_put(read(tuple((0, size) for size in shape)))
+        else:
+
+            def block(index, shape=shape, read=read):
+                return read(tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True)))
+
+            parameters[leaf] = jax.make_array_from_callback(shape, shardings[leaf], block)
     return traverse_util.unflatten_dict(parameters)
 
 
@@ -239,6 +246,27 @@ def _check_tensors(path: str, tensors: dict[str, StoredTensor], wanted: list[Ent
             parts.append(f"{len(names)} {what}: {', '.join(names[:_NAMED])}{more}")
     if parts:
         raise UserError(f"{path}: tensors and config.json disagree; {'; '.join(parts)}; copy the checkpoint again")
+
+
+def _read_block(
+    listed: list[Entry], tensors: dict[str, StoredTensor], dtype: np.dtype, bounds: tuple[tuple[int, int], ...]
+) -> np.ndarray:
+    """The part of one parameter within bounds (start, stop) along each axis; `listed` are the tensors that hold it."""
+    array = _aligned(tuple(stop - start for start, stop in bounds), dtype)
+    for entry in listed:
+        target, within = array, bounds
+        if entry.layer is not None:
+            (first, end), *within = bounds
+            if not first <= entry.layer < end:
+                continue
+            target = array[entry.layer - first]
+        stored = tensors[entry.name]
+        stored = stored if entry.part is None else stored.third(entry.part)
+        cut = [slice(*bound) for bound in within]
+        if (axis := entry.layout.row_axis) is not None:
+            stored, cut[axis] = stored.rows(*within[axis]), slice(None)
+        _copy(entry.layout.read(read_tensor(stored))[tuple(cut)], target)
+    return array
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

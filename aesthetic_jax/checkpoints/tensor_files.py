@@ -44,11 +44,16 @@ class StoredTensor:
     start: int
     size: int
 
+    def rows(self, start: int, stop: int) -> "StoredTensor":
+        """Some of its rows, which lie together in the file."""
+        row = self.size // self.shape[0]
+        shape = (stop - start, *self.shape[1:])
+        return dataclasses.replace(self, shape=shape, start=self.start + start * row, size=(stop - start) * row)
+
     def third(self, index: int) -> "StoredTensor":
         """One third of its rows: the query, key or value of a fused projection."""
-        size = self.size // 3
-        shape = (self.shape[0] // 3, *self.shape[1:])
-        return dataclasses.replace(self, shape=shape, start=self.start + index * size, size=size)
+        third = self.shape[0] // 3
+        return self.rows(index * third, (index + 1) * third)
 
 
 def read_header(file: epath.Path) -> dict[str, StoredTensor]:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -231,6 +234,41 @@ def test_mesh_replicates(saved):
     assert all(x.sharding == replicated for x in parameters(again).values())
 
 
+SPLIT = """
+import sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+from flax import nnx
+import aesthetic_jax
+
+def parameters(mesh=None):
+    model = aesthetic_jax.load_pretrained(sys.argv[1], mesh=mesh)
+    return {".".join(path): x.get_value() for path, x in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+
+whole, split = parameters(), parameters(jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor")))
+for name, x in whole.items():
+    np.testing.assert_array_equal(split[name], x, err_msg=name)
+shards = {name: x.sharding.shard_shape(x.shape) for name, x in split.items()}
+shape = whole["language.layers.up.kernel"].shape
+assert shards["language.layers.up.kernel"] == (shape[0], shape[1] // 2, shape[2] // 2)
+assert shards["language.norm.scale"] == whole["language.norm.scale"].shape
+"""
+
+
+@pytest.mark.parametrize("spelling", ["hf", "original"])
+def test_a_mesh_splits_parameters(spelling, tmp_path):
+    """On eight devices, of which each gets the same values as one device alone."""
+    folder = tmp_path / "out"
+    aesthetic_jax.save_pretrained(make_model(), str(folder))
+    if spelling == "original":
+        edit_tensors(folder, to_original)
+        (folder / "config.json").write_text(json.dumps(original_config(SMALL)))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    words = [sys.executable, "-c", SPLIT, str(folder)]
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_shards_and_index(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface, "_SHARD_BYTES", 20_000)
     model, folder = make_model(), tmp_path / "sharded"
@@ -324,7 +362,7 @@ def test_memory_stays_near_what_is_kept(tmp_path):
     config = huggingface.read_config(str(tmp_path / "out"))
     tracemalloc.start()
     try:
-        kept = huggingface.load_parameters(str(tmp_path / "out"), config, place=lambda _, x: x)
+        kept = huggingface.load_parameters(str(tmp_path / "out"), config)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
