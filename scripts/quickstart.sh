@@ -14,18 +14,23 @@ synthesize() { # FOLDER NUM SEED MORE_FLAGS...: a data set in FOLDER/data, unles
 }
 config() { echo "--config=configs/quickstart.py:$1" --config.seed="$seed"; }
 
-# Stage 1 learns from chains of thought. Most of them describe every image: the tiny model has never seen one before.
-# Stage 2 and the test have samples of their own, and need their answers alone.
-synthesize "$results" 2600 "$seed" --splits=0.5,0.04,0.46
-synthesize "$results/chains" 10000 "$((seed + 1000))" --splits=0.97,0.03,0 --describe=0.7
+# The tiny model has never seen an image: it learns to from chains of thought, most of which describe every image. SFT then
+# teaches to argue about what was asked. Stage 2 has few samples, so that each comes back and hard ones can be told from easy
+# ones; of these, and of the test's, it needs the answers alone.
+synthesize "$results" 1700 "$seed" --splits=0.3,0.02,0.68
+synthesize "$results/pretrain" 10000 "$((seed + 1000))" --splits=0.98,0.02,0 --describe=0.9
+synthesize "$results/chains" 5000 "$((seed + 2000))" --splits=0.98,0.02,0
+train() { # METHOD DATA MORE_FLAGS...
+  # shellcheck disable=SC2046 # the words of config are flags without spaces of their own
+  aesthetic-jax train $(config "$1") --config.data.data_dir="$2" --workdir="$results/runs/$1" "${@:3}"
+}
+train pretrain "$results/pretrain/data"
 for method in sft grpo dpa_grpo hcm_grpo; do
   if [ "$method" = sft ]; then
-    from=(--config.data.data_dir="$results/chains/data")
+    train sft "$results/chains/data" --config.init_from="$results/runs/pretrain"
   else
-    from=(--config.data.data_dir="$results/data" --config.init_from="$results/runs/sft")
+    train "$method" "$results/data" --config.init_from="$results/runs/sft"
   fi
-  # shellcheck disable=SC2046 # the words of config are flags without spaces of their own
-  aesthetic-jax train $(config "$method") "${from[@]}" --workdir="$results/runs/$method"
   # shellcheck disable=SC2046
   aesthetic-jax evaluate $(config "$method") --config.data.data_dir="$results/data" \
     --checkpoint="$results/runs/$method" --split=test --out="$results/$method"

@@ -85,8 +85,8 @@ def _published(vision: VisionConfig, width: int, layers: int, heads: int, kv_hea
 PRESETS = {
     # Small enough to learn from scratch on two cores; its vocabulary is as large as the tokenizer it is trained with.
     "tiny": InternVLConfig(
-        VisionConfig(width=128, layers=3, heads=4, mlp_width=384, image_size=56, patch_size=14, layer_scale=1.0),
-        TextConfig(width=128, layers=3, heads=4, kv_heads=2, mlp_width=384, vocab_size=1024, rope_theta=100.0),
+        VisionConfig(width=128, layers=3, heads=8, mlp_width=384, image_size=56, patch_size=14, layer_scale=1.0),
+        TextConfig(width=128, layers=3, heads=8, kv_heads=4, mlp_width=384, vocab_size=1024, rope_theta=100.0),
         image_token=3,
         remat="none",
     ),

@@ -137,8 +137,9 @@ def _label_spill(image: Image.Image, flaw: Flaw, product: Product) -> Image.Imag
 
 def _cut_off(image: Image.Image, flaw: Flaw, _: Product) -> Image.Image:
     pixels = np.array(image)
-    gone = round((0.2 + 0.35 * flaw.strength) * image.width)
-    pixels[:, slice(-gone, None) if flaw.side > 0 else slice(gone), 3] = 0
+    x = np.linspace(0, 1, image.width)[:: -flaw.side]  # from the side that is gone
+    y = np.linspace(0, 1, image.height)
+    pixels[x < (0.15 + 0.65 * flaw.strength) * y[:, None], 3] = 0  # on a slant, from the upper corner to the foot
     return Image.fromarray(pixels)
 
 

@@ -1,7 +1,7 @@
 """Chains of thought written from a scene's facts.
 
-The usual one says of each candidate what bears on the question and gives the verdict on it; `write_description` says of
-each image what there is to see.
+Of each candidate a chain says what there is to see of what was asked, then the verdict. A thorough one says of each image all
+there is to see, in the same words and always in the same order, so that every sample teaches perception of all kinds.
 """
 
 import numpy as np
@@ -10,19 +10,17 @@ from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw
 from aesthetic_jax.data.scenes.products import Product
 from aesthetic_jax.data.scenes.render import Scene
 
-# (passes, fails), one pair chosen for a whole chain
-_VERDICTS = (("fine", "wrong"), ("good", "bad"), ("passes", "fails"))
+# One of three styles is chosen for a whole chain.
+_VERDICTS = (("fine", "wrong"), ("good", "bad"), ("passes", "fails"))  # (passes, fails)
 _SIDES = {-1: "left", 1: "right"}
+_DIMENSION_OF = {flaw: dimension for dimension, flaws in FLAWS.items() for flaw in flaws}
 
-_SEEN = {
-    "stretched": ("too wide", "stretched wide", "too broad"),
-    "bent": ("bent sideways", "crooked", "bent over"),
-    "other_label": ("other label, {colour}", "label now {colour}", "label turned {colour}"),
-    "other_colour": ("other colour, {colour}", "body now {colour}", "body turned {colour}"),
+_FAULTS = {
+    "bent": ("bent over", "crooked", "bent sideways"),
     "cap_missing": ("no cap", "cap missing", "cap gone"),
     "missing": ("no shadow", "shadow missing", "without shadow"),
     "doubled": ("two shadows", "double shadow", "a second shadow"),
-    "floating": ("floats above table", "hovers in the air", "floating"),
+    "floating": ("floating", "hovers in the air", "floats above table"),
     "sunk": ("sunk into table", "sinks into table", "half in the table"),
     "over_edge": ("over the edge", "hangs over edge", "past the edge"),
     "leaning": ("leaning {side}", "tilted {side}", "tips {side}"),
@@ -31,86 +29,92 @@ _SEEN = {
     "label_spill": ("label spills {side}", "label leaves body {side}", "label runs off {side}"),
     "cut_off": ("cut off {side}", "ends in nothing {side}", "side gone {side}"),
 }
-_SOUND = {
-    "appearance_deformation": ("same as before", "unchanged", "as original"),
-    "placement_layout": ("stands on table", "stands firmly", "upright on table"),
-    "extension_rationality": ("complete", "nothing added", "whole"),
-}
+_WIDER = ("too wide", "stretched wide", "too broad")
+_NARROWER = ("too narrow", "squeezed narrow", "too thin")
+_SHADOWS = ("{length}shadow {side}", "shadow {length}{side}", "{length}shadow to {side}")
+_SAME_SHAPE = ("same shape", "shape kept", "shape as before")
+_STANDS = ("stands firmly", "stands on table", "upright on table")
+_WHOLE = ("whole", "complete", "nothing added")
 
 
-def _shadow(style: int, scene: Scene, flaw: Flaw | None) -> str:
-    """Light and shadow of one candidate, told apart by where they are."""
-    away = -scene.light
-    if flaw is None or flaw.name in ("wrong_side", "wrong_length"):
-        side = _SIDES[-away if flaw and flaw.name == "wrong_side" else away]
-        length = ""
-        if flaw and flaw.name == "wrong_length":
-            length = "too long " if flaw.side > 0 else "too short "
-        seen = (f"shadow {length}{side}", f"{length}shadow {side}", f"{length}shadow to {side}")[style]
+def _appearance(style: int, product: Product, flaw: Flaw | None) -> list[str]:
+    """Colours, cap and shape; of a user's cut-out, whose colours have no names, what has become of them."""
+    name = flaw.name if flaw else ""
+    if product.colour is not None:
+        body = flaw.colour if name == "other_colour" else product.colour
+        label = flaw.colour if name == "other_label" else product.label
+        facts = [f"{body} {product.name}", f"{label} label", f"{product.cap} cap"]
     else:
-        seen = _SEEN[flaw.name][style]
-    return f"light {_SIDES[scene.light]}, {seen}"
+        facts = [
+            f"{flaw.colour} {product.name}" if name == "other_colour" else product.name,
+            f"{flaw.colour} label" if name == "other_label" else "same label",
+            "cap on",
+        ]
+    if name == "cap_missing":
+        facts[2] = _FAULTS[name][style]
+    return facts
 
 
-def _fault(style: int, flaw: Flaw) -> str:
-    """What is seen of a flaw that is none of the shadow's."""
-    if flaw.name == "stretched" and flaw.side < 0:
-        return ("too narrow", "squeezed narrow", "too thin")[style]
-    return _SEEN[flaw.name][style].format(colour=flaw.colour, side=_SIDES[flaw.side])
+def _shape(style: int, flaw: Flaw | None) -> str:
+    if flaw and flaw.name == "stretched":
+        return (_WIDER if flaw.side > 0 else _NARROWER)[style]
+    return _FAULTS["bent"][style] if flaw and flaw.name == "bent" else _SAME_SHAPE[style]
+
+
+def _shadow(style: int, scene: Scene, flaw: Flaw | None) -> list[str]:
+    """Where the light is and where the shadow falls."""
+    light = f"light {_SIDES[scene.light]}"
+    if flaw and flaw.name in _FAULTS:
+        return [light, _FAULTS[flaw.name][style]]
+    side, length = -scene.light, ""
+    if flaw and flaw.name == "wrong_side":
+        side = scene.light
+    elif flaw:  # wrong_length
+        length = "too long " if flaw.side > 0 else "too short "
+    return [light, _SHADOWS[style].format(length=length, side=_SIDES[side])]
+
+
+def _fault(style: int, flaw: Flaw | None, sound: tuple[str, ...]) -> str:
+    return _FAULTS[flaw.name][style].format(side=_SIDES[flaw.side]) if flaw else sound[style]
+
+
+def _facts(dimension: str, style: int, product: Product, scene: Scene, flaw: Flaw | None) -> list[str]:
+    """What there is to see of one dimension in one image, with its flaw or without."""
+    if dimension == "appearance_deformation":
+        return [*_appearance(style, product, flaw), _shape(style, flaw)]
+    if dimension == "physical_shadow":
+        return _shadow(style, scene, flaw)
+    return [_fault(style, flaw, _STANDS if dimension == "placement_layout" else _WHOLE)]
 
 
 def write_reasoning(
     rng: np.random.Generator,
-    dimension: str,
+    asked: str,
     product: Product,
     scenes: list[Scene],
-    flaws: list[Flaw | None],
+    flaws: list[tuple[Flaw, ...]],
+    thorough: bool = False,
 ) -> str:
     """The chain of thought of one sample.
 
     Args:
-        scenes: of each candidate.
-        flaws: of each candidate in the dimension asked about; None: it passes.
+        asked: the dimension asked about.
+        scenes: of each image, the original first.
+        flaws: of each image, of any dimension, at most one of each.
+        thorough: tell the facts of all dimensions; the verdicts are on the one asked about all the same.
     """
     style = int(rng.integers(3))
     verdicts = _VERDICTS[int(rng.integers(len(_VERDICTS)))]
-    parts = []
-    if dimension == "appearance_deformation" and product.colour is not None:
-        parts.append(f"Original: {product.colour} {product.name}, {product.label} label, {product.cap} cap.")
-    for letter, scene, flaw in zip("ABCDEFGH", scenes, flaws, strict=False):
-        if dimension == "physical_shadow":
-            seen = _shadow(style, scene, flaw)
-        elif flaw is None:
-            seen = _SOUND[dimension][style]
-        else:
-            seen = _fault(style, flaw)
-        parts.append(f"{letter}: {seen}, {verdicts[flaw is not None]}.")
-    return " ".join(parts)
-
-
-def write_description(
-    rng: np.random.Generator, product: Product, scenes: list[Scene], flaws: list[tuple[Flaw, ...]]
-) -> str:
-    """A thorough chain of thought: product, light, shadow and every flaw of each image.
-
-    Args:
-        scenes: of each image, the original first.
-        flaws: of each image, of any dimension.
-    """
-    style = int(rng.integers(3))
+    told = tuple(FLAWS) if thorough else (asked,)
     parts = []
     for name, scene, present in zip(("Original", *"ABCDEFGH"), scenes, flaws, strict=False):
-        by_name = {flaw.name: flaw for flaw in present}
-        seen = [product.name]
-        if product.colour is not None:
-            body = by_name["other_colour"].colour if "other_colour" in by_name else product.colour
-            label = by_name["other_label"].colour if "other_label" in by_name else product.label
-            seen = [f"{body} {product.name}", f"{label} label"]
-            if "cap_missing" not in by_name:
-                seen.append(f"{product.cap} cap")
-        shadow = next((flaw for flaw in present if flaw.name in FLAWS["physical_shadow"]), None)
-        seen.append(_shadow(style, scene, shadow))
-        told = ("other_colour", "other_label", *FLAWS["physical_shadow"])
-        seen += [_fault(style, flaw) for flaw in present if flaw.name not in told]
-        parts.append(f"{name}: {', '.join(seen)}.")
+        flaw_of = {_DIMENSION_OF[flaw.name]: flaw for flaw in present}
+        facts = [fact for x in told for fact in _facts(x, style, product, scene, flaw_of.get(x))]
+        if name != "Original":
+            facts.append(verdicts[asked in flaw_of])
+        elif "appearance_deformation" in told:
+            facts.remove(_SAME_SHAPE[style])  # the others are compared with it
+        else:
+            continue  # the candidates need no comparison
+        parts.append(f"{name}: {', '.join(facts)}.")
     return " ".join(parts)

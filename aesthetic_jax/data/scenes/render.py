@@ -12,7 +12,7 @@ from aesthetic_jax.data.scenes.flaws import Flaw, change_cutout
 from aesthetic_jax.data.scenes.products import Product
 
 _HORIZON, _EDGE = 0.50, 0.90  # where the wall meets the table, and where the table's front begins
-_RISE = 0.22  # how far back a shadow goes for what it goes sideways
+_RISE = 0.3  # how far back a shadow goes for what it goes sideways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _cast(alpha: Image.Image, side: int, foot: tuple[float, float], slant: float
 
 def _shadow_slants(scene: Scene, flaws: dict[str, Flaw]) -> list[tuple[float, float]]:
     """(slant, darkness) of each shadow; without a flaw one, away from the light."""
-    away, length, dark = -scene.light, scene.shadow, 0.55
+    away, length, dark = -scene.light, scene.shadow, 0.65
     if flaw := flaws.get("wrong_side"):
         return [(-away * length * (0.5 + 0.5 * flaw.strength), dark)]
     if flaw := flaws.get("wrong_length"):

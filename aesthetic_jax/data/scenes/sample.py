@@ -9,14 +9,14 @@ from PIL import Image
 
 from aesthetic_jax.data.manifest import DIMENSIONS
 from aesthetic_jax.data.prompts import CRITERIA
-from aesthetic_jax.data.scenes.flaws import Flaw, random_flaw
+from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw, random_flaw
 from aesthetic_jax.data.scenes.products import Product, cutout_product, random_product
-from aesthetic_jax.data.scenes.reasoning import write_description, write_reasoning
+from aesthetic_jax.data.scenes.reasoning import write_reasoning
 from aesthetic_jax.data.scenes.render import random_scene, render
 
 _CANDIDATES = 4
-_DISTRACTED = 0.25  # share of candidates with a flaw of a dimension that is not asked about
-_DISTRACTED_DESCRIBED = 0.75  # where every image is described: the more there is to see, the more is learnt
+_FAILS = 0.5  # probability that a candidate has a flaw of the dimension asked about
+_DISTRACTS = 0.4  # of each other dimension
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +37,12 @@ def _jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _distraction(rng: np.random.Generator, asked: str, product: Product, strength: tuple[float, float]) -> Flaw | None:
-    other = str(rng.choice([name for name in DIMENSIONS if name != asked]))
-    flaw = random_flaw(rng, other, product, strength)
+def _flaws(rng: np.random.Generator, asked: str, product: Product, strength: tuple[float, float]) -> tuple[Flaw, ...]:
+    """The flaws of one candidate, at most one of a dimension."""
+    flawed = [x for x in DIMENSIONS if rng.random() < (_FAILS if x == asked else _DISTRACTS)]
+    flaws = (random_flaw(rng, dimension, product, strength) for dimension in flawed)
     # Without a shadow nobody can tell whether a product floats.
-    return None if asked == "placement_layout" and flaw.name == "missing" else flaw
+    return tuple(flaw for flaw in flaws if not (asked == "placement_layout" and flaw.name == "missing"))
 
 
 def make_sample(
@@ -70,24 +71,19 @@ def make_sample(
         return random_scene(rng, backdrops[rng.integers(len(backdrops))] if backdrops else None)
 
     described = rng.random() < describe
-    distracted = _DISTRACTED_DESCRIBED if described else _DISTRACTED
-    scenes, asked_flaws, all_flaws = [scene()], [], [()]
-    for _ in range(_CANDIDATES):
-        flaw = random_flaw(rng, dimension, product, strength) if rng.random() < 0.5 else None
-        distraction = _distraction(rng, dimension, product, strength) if rng.random() < distracted else None
-        scenes.append(scene())
-        asked_flaws.append(flaw)
-        all_flaws.append(tuple(x for x in (flaw, distraction) if x is not None))
-    question = None
-    reasoning = write_reasoning(rng, dimension, product, scenes[1:], asked_flaws)
-    if described:
-        question = f"Describe the original and A to D, then name those that {CRITERIA[dimension]}."
-        reasoning = write_description(rng, product, scenes, all_flaws)
+    scenes = [scene() for _ in range(1 + _CANDIDATES)]
+    flaws = [(), *(_flaws(rng, dimension, product, strength) for _ in range(_CANDIDATES))]
     return SyntheticSample(
         dimension=dimension,
-        images=tuple(_jpeg(render(product, *x, size)) for x in zip(scenes, all_flaws, strict=True)),
-        answer=tuple(letter for letter, flaw in zip("ABCD", asked_flaws, strict=True) if flaw is None),
-        question=question,
-        reasoning=reasoning,
-        flaws=tuple(all_flaws[1:]),
+        images=tuple(_jpeg(render(product, *x, size)) for x in zip(scenes, flaws, strict=True)),
+        answer=tuple(
+            letter
+            for letter, present in zip("ABCD", flaws[1:], strict=True)
+            if all(flaw.name not in FLAWS[dimension] for flaw in present)
+        ),
+        question=f"Describe the original and A to D, then name those that {CRITERIA[dimension]}."
+        if described
+        else None,
+        reasoning=write_reasoning(rng, dimension, product, scenes, flaws, thorough=described),
+        flaws=tuple(flaws[1:]),
     )
