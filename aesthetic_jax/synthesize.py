@@ -19,7 +19,7 @@ flags.DEFINE_integer("seed", 0, "of everything that is random", lower_bound=0, f
 flags.DEFINE_integer("image_size", 448, "side of the square images in pixels", flag_values=FLAGS)
 flags.DEFINE_list("splits", ["0.8", "0.1", "0.1"], "shares of train, validation and test", flag_values=FLAGS)
 flags.DEFINE_list("strength", ["0.3", "1.0"], "range that the strength of flaws is drawn from", flag_values=FLAGS)
-flags.DEFINE_float("describe", 0.0, "share of samples that ask to describe every image first", flag_values=FLAGS)
+flags.DEFINE_bool("thorough", False, "chains of thought that describe every image", flag_values=FLAGS)
 flags.DEFINE_string("products", None, "folder of RGBA cut-outs in place of drawn products", flag_values=FLAGS)
 flags.DEFINE_string("backgrounds", None, "folder of photos in place of wall and table", flag_values=FLAGS)
 flags.DEFINE_integer("workers", os.cpu_count(), "processes", lower_bound=1, flag_values=FLAGS)
@@ -51,7 +51,7 @@ def _load_folder(flag: str, folder: str | None, read) -> list:
 
 
 def _write(folder: str, settings: dict, number: int):
-    """Renders sample `number` into its folder; returns (dimension, answer, reasoning, question)."""
+    """Renders sample `number` into its folder; returns (dimension, answer, reasoning)."""
     import pathlib
 
     from aesthetic_jax.data.scenes.sample import make_sample
@@ -61,7 +61,7 @@ def _write(folder: str, settings: dict, number: int):
     target.mkdir()
     for name, image in zip(_NAMES, sample.images, strict=True):
         (target / f"{name}.jpg").write_bytes(image)
-    return sample.dimension, sample.answer, sample.reasoning, sample.question
+    return sample.dimension, sample.answer, sample.reasoning
 
 
 def main(arguments: flags.FlagValues) -> None:
@@ -73,7 +73,6 @@ def main(arguments: flags.FlagValues) -> None:
         raise UserError(f"--image_size={arguments.image_size}: give 32 to 4096 pixels")
     shares = _numbers("splits", arguments.splits, 3)
     low, high = _numbers("strength", arguments.strength, 2)
-    (describe,) = _numbers("describe", [str(arguments.describe)], 1)
     if abs(sum(shares) - 1) > 1e-6:
         raise UserError(f"--splits={','.join(arguments.splits)}: the shares must add up to 1")
     if not 0 < low <= high:
@@ -95,7 +94,7 @@ def main(arguments: flags.FlagValues) -> None:
         "seed": arguments.seed,
         "size": arguments.image_size,
         "strength": (low, high),
-        "describe": describe,
+        "thorough": arguments.thorough,
         "cutouts": _load_folder("products", arguments.products, read_cutout),
         "backdrops": _load_folder("backgrounds", arguments.backgrounds, read_photo),
     }
@@ -112,11 +111,11 @@ def main(arguments: flags.FlagValues) -> None:
     bounds = np.round(np.cumsum(shares) * arguments.num).astype(int)
     split_of = np.searchsorted(bounds, rng.permutation(arguments.num), side="right")
     samples = []
-    for number, (dimension, answer, reasoning, question) in enumerate(facts):
+    for number, (dimension, answer, reasoning) in enumerate(facts):
         name = f"{number + 1:06d}"
         paths = [f"images/{name}/{image}.jpg" for image in _NAMES]
         split = SPLITS[split_of[number]]
-        samples.append(Sample(name, split, dimension, paths[0], tuple(paths[1:]), answer, reasoning, question))
+        samples.append(Sample(name, split, dimension, paths[0], tuple(paths[1:]), answer, reasoning))
     write_manifest(samples, str(partial / "manifest.jsonl"))
     if target.exists():
         target.rmdir()

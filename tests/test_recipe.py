@@ -36,9 +36,7 @@ def check(result):
 @pytest.fixture(scope="module")
 def data(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    check(
-        command("synthesize", f"--out={folder}/results", "--num=40", "--image_size=56", "--describe=0.2", "--workers=1")
-    )
+    check(command("synthesize", f"--out={folder}/results", "--num=40", "--image_size=56", "--workers=1"))
     check(command("build", f"--manifest={folder}/results/manifest.jsonl", f"--out={folder}/data", "--workers=1"))
     return folder
 

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from aesthetic_jax.data.manifest import DIMENSIONS
-from aesthetic_jax.data.prompts import CRITERIA
 from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw, random_flaw
 from aesthetic_jax.data.scenes.products import Product, cutout_product, random_product
 from aesthetic_jax.data.scenes.reasoning import write_reasoning
@@ -26,7 +25,6 @@ class SyntheticSample:
     dimension: str
     images: tuple[bytes, ...]
     answer: tuple[str, ...]
-    question: str | None  # None: the usual question of the dimension
     reasoning: str
     flaws: tuple[tuple[Flaw, ...], ...]  # of each candidate, asked about or not
 
@@ -50,7 +48,7 @@ def make_sample(
     number: int,
     size: int,
     strength: tuple[float, float],
-    describe: float = 0.0,
+    thorough: bool = False,
     cutouts: Sequence[Image.Image] = (),
     backdrops: Sequence[Image.Image] = (),
 ) -> SyntheticSample:
@@ -59,7 +57,7 @@ def make_sample(
     Args:
         size: side of the images in pixels.
         strength: range that the strength of flaws is drawn from.
-        describe: probability that the question asks to describe every image first, and the chain of thought does.
+        thorough: let the chain of thought say of each image all there is to see.
         cutouts: a user's products; empty: drawn ones.
         backdrops: a user's photos; empty: a wall and a table.
     """
@@ -70,7 +68,6 @@ def make_sample(
     def scene():
         return random_scene(rng, backdrops[rng.integers(len(backdrops))] if backdrops else None)
 
-    described = rng.random() < describe
     scenes = [scene() for _ in range(1 + _CANDIDATES)]
     flaws = [(), *(_flaws(rng, dimension, product, strength) for _ in range(_CANDIDATES))]
     return SyntheticSample(
@@ -81,9 +78,6 @@ def make_sample(
             for letter, present in zip("ABCD", flaws[1:], strict=True)
             if all(flaw.name not in FLAWS[dimension] for flaw in present)
         ),
-        question=f"Describe the original and A to D, then name those that {CRITERIA[dimension]}."
-        if described
-        else None,
-        reasoning=write_reasoning(rng, dimension, product, scenes, flaws, thorough=described),
+        reasoning=write_reasoning(rng, dimension, product, scenes, flaws, thorough),
         flaws=tuple(flaws[1:]),
     )
