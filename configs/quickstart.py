@@ -25,7 +25,7 @@ def get_config(method: str = "sft") -> ConfigDict:
         config.log_every = 50
     elif method in _STAGE2:
         config = grpo_config()
-        config.num_steps = 140
+        config.num_steps = 120
         config.batch_size = 24
         config.optimizer.learning_rate = 5e-4
         config.optimizer.warmup_updates = 8

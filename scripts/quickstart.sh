@@ -15,9 +15,9 @@ synthesize() { # FOLDER NUM SEED MORE_FLAGS...: a data set in FOLDER/data, unles
 config() { echo "--config=configs/quickstart.py:$1" --config.seed="$seed"; }
 
 # The tiny model has never seen an image: it learns to from chains of thought that describe every one. SFT then teaches to
-# argue about what was asked. Stage 2 has few samples, so that each comes back and hard ones can be told from easy
-# ones; of these, and of the test's, it needs the answers alone.
-synthesize "$results" 1700 "$seed" --splits=0.3,0.02,0.68
+# argue about what was asked. Stage 2 has samples of its own, of which it needs the answers alone: with as few as 500 it learns them
+# by heart.
+synthesize "$results" 4200 "$seed" --splits=0.7,0.01,0.29
 synthesize "$results/pretrain" 10000 "$((seed + 1000))" --splits=0.98,0.02,0 --thorough
 synthesize "$results/chains" 5000 "$((seed + 2000))" --splits=0.98,0.02,0
 train() { # METHOD DATA MORE_FLAGS...
