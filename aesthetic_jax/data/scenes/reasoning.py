@@ -10,7 +10,7 @@ from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw
 from aesthetic_jax.data.scenes.products import Product
 from aesthetic_jax.data.scenes.render import Scene
 
-# One of three styles is chosen for a whole chain.
+# One style of three, and one pair of verdicts, is chosen for a whole chain.
 _VERDICTS = (("fine", "wrong"), ("good", "bad"), ("passes", "fails"))  # (passes, fails)
 _SIDES = {-1: "left", 1: "right"}
 _DIMENSION_OF = {flaw: dimension for dimension, flaws in FLAWS.items() for flaw in flaws}
@@ -38,7 +38,7 @@ _WHOLE = ("whole", "complete", "nothing added")
 
 
 def _appearance(style: int, product: Product, flaw: Flaw | None) -> list[str]:
-    """Colours, cap and shape; of a user's cut-out, whose colours have no names, what has become of them."""
+    """Colours and cap; of a user's cut-out, whose colours have no names, what has become of them."""
     name = flaw.name if flaw else ""
     if product.colour is not None:
         body = flaw.colour if name == "other_colour" else product.colour
