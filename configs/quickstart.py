@@ -23,6 +23,7 @@ def get_config(method: str = "sft") -> ConfigDict:
         config.optimizer.warmup_updates = 20
         config.model.freeze = ()
         config.log_every = 50
+        config.data.completion_buckets = (40, 60, 72)
     elif method in _STAGE2:
         config = grpo_config()
         config.num_steps = 120
@@ -32,6 +33,7 @@ def get_config(method: str = "sft") -> ConfigDict:
         config.model.freeze = ("vision",)
         config.reward.variant, config.hard_cases.mode = _STAGE2[method]
         config.hard_cases.round_steps = 10
+        config.data.completion_buckets = (24, 32, 40)
     else:
         raise UserError(f"configs/quickstart.py: no method '{method}'; choose from pretrain, sft, {', '.join(_STAGE2)}")
     config.micro_batches = 1
@@ -48,6 +50,5 @@ def get_config(method: str = "sft") -> ConfigDict:
     config.model.dtype = "float32"
     config.model.remat = "none"
     config.data.prompt_buckets = (64, 80)
-    config.data.completion_buckets = (40, 60, 72)
     config.data.threads = 2
     return config

@@ -59,17 +59,22 @@ class InternVL(nnx.Module):
         self.language = LanguageModel(config, rngs=rngs)
         self.config = config
 
-    def image_features(self, tiles: Array) -> Float[Array, "M Q D"]:
-        """Language-model embeddings of M image tiles, Q = config.tokens_per_tile each.
+    def vision_features(self, tiles: Array) -> Float[Array, "... Q C"]:
+        """What the vision tower alone makes of image tiles: Q = config.tokens_per_tile vectors each, not yet projected.
 
         Args:
-            tiles: [M, X, X, 3]; uint8, or float32 already normalised as by `normalize`.
+            tiles: [..., X, X, 3]; uint8, or float32 already normalised as by `normalize`.
         """
         if tiles.dtype == jnp.uint8:
             tiles = normalize(tiles)
-        x = self.vision(tiles.astype(self.config.dtype), remat=self.config.remat)
+        x = self.vision(tiles.reshape(-1, *tiles.shape[-3:]).astype(self.config.dtype), remat=self.config.remat)
         grid = self.config.vision.grid
-        return self.projector(pixel_shuffle(x.reshape(-1, grid, grid, x.shape[-1]), self.config.shuffle))
+        x = pixel_shuffle(x.reshape(-1, grid, grid, x.shape[-1]), self.config.shuffle)
+        return x.reshape(*tiles.shape[:-3], *x.shape[1:])
+
+    def image_features(self, tiles: Array) -> Float[Array, "... Q D"]:
+        """Language-model embeddings of image tiles, given as to `vision_features`."""
+        return self.projector(self.vision_features(tiles))
 
     def prefill(
         self, images: Array | None, prompt_ids: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"]
@@ -77,15 +82,13 @@ class InternVL(nnx.Module):
         """Runs the vision tower once per image tile and the language model once per prompt.
 
         Args:
-            images: tiles [B, N, X, X, 3] in the order of their tokens, or their features [B, N, Q, D] from
-                `image_features`; prompts with fewer tiles are filled up at the end. None: no images.
+            images: tiles [B, N, X, X, 3] in the order of their tokens, or what `vision_features` made of them,
+                [B, N, Q, C]; prompts with fewer tiles are filled up at the end. None: no images.
             prompt_ids: left- or right-padded.
             prompt_mask: True at tokens.
         """
-        if images is not None and images.ndim == 5:
-            images = self.image_features(images.reshape(-1, *images.shape[2:])).reshape(
-                *images.shape[:2], -1, self.width
-            )
+        if images is not None:
+            images = self.image_features(images) if images.ndim == 5 else self.projector(images)
         hidden, (keys, values) = self._forward(self._embed(prompt_ids, images), prompt_mask)
         last = prompt_mask.shape[1] - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
         last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -21,14 +21,14 @@ from aesthetic_jax.training.state import Parameters, TrainState, update
 class Experience(NamedTuple):
     """What an update learns from: prompts, their completions, and how good these were."""
 
-    tiles: Array
+    tiles: Array  # [B, N, X, X, 3], or [B, N, Q, C] from `vision_features`
     prompt_ids: Int[Array, "B P"]
     prompt_mask: Bool[Array, "B P"]
     completion_ids: Int[Array, "B G T"]
     completion_mask: Bool[Array, "B G T"]
     advantages: Float[Array, "B G"]
     old_logprobs: Float[Array, "B G T"] | None  # None: this is the first update on the rollout, the ratio is 1
-    ref_logprobs: Float[Array, "B G T"] | None  # None: beta is 0
+    ref_logprobs: Float[Array, "B G T"] | None  # None: beta is 0, or the update computes them itself
 
 
 class Scores(NamedTuple):
@@ -40,6 +40,11 @@ class Scores(NamedTuple):
     exact: np.ndarray
 
 
+def vision_features(parameters: Parameters, tiles: Array, *, graph: nnx.GraphDef) -> Float[Array, "B N Q C"]:
+    """What a frozen vision tower makes of a batch's tiles; takes their place in the batch for all that follows."""
+    return nnx.merge(graph, parameters).vision_features(tiles)
+
+
 def rollout(parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph: nnx.GraphDef, **sampling) -> Rollout:
     """Completions of a batch's prompts; `sampling` as in `sample_completions`."""
     model = nnx.merge(graph, parameters)
@@ -47,9 +52,16 @@ def rollout(parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph:
     return sample_completions(model, prompt, batch.index, key, **sampling)
 
 
+def trim_completions(rollout: Rollout, buckets: Sequence[int]) -> Rollout:
+    """Cuts padding that all completions end with down to the smallest bucket: few shapes, so few compilations."""
+    longest = int(rollout.mask.any((0, 1)).sum())
+    length = next((bucket for bucket in buckets if longest <= bucket), rollout.ids.shape[-1])
+    return Rollout(rollout.ids[..., :length], rollout.mask[..., :length], rollout.logprobs[..., :length], rollout.ended)
+
+
 def logprobs(
     parameters: Parameters,
-    batch: Batch,
+    batch: Batch | Experience,
     completion_ids: Int[Array, "B G T"],
     *,
     graph: nnx.GraphDef,
@@ -100,6 +112,7 @@ def score(texts: Sequence[Sequence[str]], batch: Batch, config, progress: float)
 def grpo_update(
     state: TrainState,
     experience: Experience,
+    reference: Parameters | None = None,
     *,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
@@ -107,17 +120,26 @@ def grpo_update(
     micro_batches: int = 1,
     **loss_settings,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One optimiser update on a rollout; `loss_settings` as in `policy_loss`."""
+    """One optimiser update on a rollout.
+
+    Args:
+        reference: parameters of the reference model, whose log-probabilities are computed here if the experience has none;
+            None: beta is 0, or the experience has them.
+        loss_settings: as in `policy_loss`.
+    """
     tokens_per_micro_batch = experience.completion_mask.sum() / micro_batches
 
     def loss(model, micro_batch):
+        completion_ids, ref_logprobs = micro_batch.completion_ids, micro_batch.ref_logprobs
+        if ref_logprobs is None and reference is not None:
+            ref_logprobs = logprobs(reference, micro_batch, completion_ids, graph=graph, temperature=temperature)
         prompt = model.prefill(micro_batch.tiles, micro_batch.prompt_ids, micro_batch.prompt_mask)
-        logprobs, entropy = completion_logprobs(model, prompt, micro_batch.completion_ids, temperature)
+        new_logprobs, entropy = completion_logprobs(model, prompt, completion_ids, temperature)
         mask = micro_batch.completion_mask
         value, metrics = policy_loss(
-            logprobs,
+            new_logprobs,
             micro_batch.old_logprobs,
-            micro_batch.ref_logprobs,
+            ref_logprobs,
             micro_batch.advantages,
             mask,
             num_items_in_batch=tokens_per_micro_batch,

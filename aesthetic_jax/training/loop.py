@@ -65,6 +65,7 @@ def make_grpo(
             temperature=settings.temperature,
         )
     )
+    vision_features = jax.jit(functools.partial(grpo.vision_features, graph=graph))
     reference_logprobs = jax.jit(functools.partial(grpo.logprobs, graph=graph, temperature=settings.temperature))
     names = "loss_type epsilon epsilon_high delta beta importance_sampling_level use_bias_correction_kl".split()
     update = jax.jit(
@@ -83,7 +84,10 @@ def make_grpo(
 
     def step(state: TrainState, batch: Batch, number: int):
         began = time.perf_counter()
-        rollout = jax.block_until_ready(sample(state.parameters, batch, jax.random.fold_in(key, number)))
+        if "vision" in config.model.freeze:  # rollout, reference and every update see the same
+            batch = batch._replace(tiles=vision_features(state.parameters, batch.tiles))
+        rollout = sample(state.parameters, batch, jax.random.fold_in(key, number))
+        rollout = grpo.trim_completions(jax.block_until_ready(rollout), config.data.completion_buckets)
         sampled = time.perf_counter()
         scores = grpo.score(grpo.decode(rollout, tokenizer), batch, config.reward, number / config.num_steps)
         scored = time.perf_counter()
@@ -95,10 +99,12 @@ def make_grpo(
             completion_mask=rollout.mask,
             advantages=group_advantages(jnp.asarray(scores.reward), scale_rewards=settings.scale_rewards),
             old_logprobs=rollout.logprobs if settings.num_iterations > 1 else None,
-            ref_logprobs=None if reference is None else reference_logprobs(reference, batch, rollout.ids),
+            ref_logprobs=None,
         )
+        if reference is not None and settings.num_iterations > 1:  # a single update computes them itself
+            experience = experience._replace(ref_logprobs=reference_logprobs(reference, batch, rollout.ids))
         for _ in range(settings.num_iterations):
-            state, metrics = update(state, experience)
+            state, metrics = update(state, experience, reference)
         state = jax.block_until_ready(state._replace(step=state.step + 1))
         times = {"rollout_s": sampled - began, "reward_s": scored - sampled, "update_s": time.perf_counter() - scored}
         return state, metrics | grpo.rollout_metrics(rollout, scores) | times, scores.exact.mean(axis=1)

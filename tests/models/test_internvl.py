@@ -117,7 +117,7 @@ def test_images_may_be_given_as_features_or_bytes():
     model = nnx.merge(graph, parameters)
     tiles, ids, mask, _ = make_batch()
     pixels = jax.random.randint(jax.random.key(0), tiles.shape, 0, 256).astype(jnp.uint8)
-    features = model.image_features(normalize(pixels).reshape(-1, 28, 28, 3)).reshape(3, 2, 4, -1)
+    features = model.vision_features(normalize(pixels))
     from_pixels, from_features = (model.prefill(x, ids, mask).last_hidden for x in (pixels, features))
     np.testing.assert_allclose(from_pixels, from_features, atol=1e-6)
     assert not np.allclose(from_pixels[1], model.prefill(None, ids, mask).last_hidden[1], atol=1e-3)

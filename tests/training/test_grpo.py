@@ -11,8 +11,17 @@ from flax import nnx
 
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
+from aesthetic_jax.rl.rollouts import Rollout
 from aesthetic_jax.training.config import grpo_config
-from aesthetic_jax.training.grpo import Experience, gold_letters, grpo_update, logprobs, score
+from aesthetic_jax.training.grpo import (
+    Experience,
+    gold_letters,
+    grpo_update,
+    logprobs,
+    score,
+    trim_completions,
+    vision_features,
+)
 from aesthetic_jax.training.state import init_state
 
 CONFIG = InternVLConfig(
@@ -73,6 +82,37 @@ def test_micro_batches_give_the_same_gradient():
     (_, whole), (_, parts) = one_update(experience), one_update(experience, micro_batches=2)
     np.testing.assert_allclose(whole["loss"], parts["loss"], atol=1e-6)
     np.testing.assert_allclose(whole["grad_norm"], parts["grad_norm"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_the_reference_inside_the_update_is_the_reference_before_it(micro_batches):
+    graph, state, experience = setup()
+    reference = jax.tree.map(lambda x: 1.1 * x, state.parameters)
+    before = logprobs(reference, experience, experience.completion_ids, graph=graph, temperature=1.0)
+    settings = dict(graph=graph, optimizer=optax.adam(1e-3), micro_batches=micro_batches, beta=0.1, **LOSS)
+    update = jax.jit(functools.partial(grpo_update, **settings))
+    _, given = update(state, experience._replace(ref_logprobs=before))
+    _, computed = update(state, experience, reference)
+    assert given["kl"] > 1e-4
+    for name in ("loss", "kl", "grad_norm"):
+        np.testing.assert_allclose(computed[name], given[name], rtol=1e-5)
+
+
+def test_features_of_a_frozen_tower_take_the_place_of_tiles():
+    graph, state, experience = setup()
+    features = vision_features(state.parameters, experience.tiles, graph=graph)
+    assert features.shape == (4, 1, 1, 64)
+    (_, tiles), (_, cached) = one_update(experience), one_update(experience._replace(tiles=features))
+    np.testing.assert_allclose(cached["loss"], tiles["loss"], atol=1e-6)
+
+
+def test_trimming_keeps_every_token():
+    mask = jnp.arange(16) < jnp.array([[3, 7], [5, 1]])[..., None]
+    rollout = Rollout(mask.astype(jnp.int32), mask, mask * -1.0, jnp.ones((2, 2), bool))
+    for buckets, length in (((4, 8, 16), 8), ((7, 16), 7), ((4, 6), 16)):
+        trimmed = trim_completions(rollout, buckets)
+        assert {x.shape for x in trimmed[:3]} == {(2, 2, length)}
+        assert trimmed.mask.sum() == mask.sum()
 
 
 @pytest.mark.parametrize(

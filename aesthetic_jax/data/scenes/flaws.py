@@ -131,7 +131,7 @@ def _label_spill(image: Image.Image, flaw: Flaw, product: Product) -> Image.Imag
     left, top, right, bottom = _pixels(product.label_box, image)
     label = image.crop((left, top, right, bottom)).resize((reach + (right - left) // 2, bottom - top))
     at = wide.width - label.width if flaw.side > 0 else 0
-    wide.paste(label.convert("RGB"), (at, top))
+    wide.alpha_composite(label, (at, top))  # a bent product's label has corners of nothing
     return wide
 
 
