@@ -281,18 +281,19 @@ def _run_arrays(work: Work, state, metrics: list[dict]) -> dict:
 
 
 def sft_run(work: Work) -> dict:
-    """20 `sft_step`s over the samples in order."""
+    """20 SFT steps over the samples in order."""
     graph, parameters = load_model(work)
     tokenizer = load_tokenizer(str(work.model))
     samples = cases.samples(work, cases.SFT_SAMPLES, seed=3)
     batches = _cut(make_batch(work, tokenizer, samples, completions=True), cases.SFT_BATCH)
     optimizer = _optimizer(cases.OPTIMIZER["learning_rate"])
     state = package_state.init_state(parameters, optimizer, freeze=(), lora=False)
-    settings = dict(graph=graph, optimizer=optimizer, micro_batches=cases.MICRO_BATCHES)
-    step = jax.jit(functools.partial(package_sft.sft_step, **settings))
+    step = package_sft.make_sft_step(graph, optimizer)
     metrics = []
     for number in range(cases.STEPS):
-        state, measured = step(state, batches[number % len(batches)])
+        batch = batches[number % len(batches)]
+        parts = package_state.split_rows(batch, batch.completion_mask, cases.MICRO_BATCHES)
+        state, measured = step(state, parts)
         metrics.append(measured)
     return _run_arrays(work, state, metrics)
 
@@ -347,7 +348,7 @@ def grpo(work: Work) -> dict:
 
 
 def grpo_run(work: Work) -> dict:
-    """20 `grpo_update`s, two on every rollout."""
+    """20 GRPO updates, two on every rollout."""
     graph, parameters = load_model(work)
     batches, end = _grpo_batches(work)
     optimizer = _optimizer(cases.GRPO_LEARNING_RATE)
@@ -355,7 +356,7 @@ def grpo_run(work: Work) -> dict:
     settings = dict(graph=graph, temperature=cases.TEMPERATURE)
     logprobs = jax.jit(functools.partial(package_grpo.logprobs, **settings))
     settings |= dict(optimizer=optimizer, loss_type=cases.LOSS_TYPE, beta=cases.BETA)
-    update = jax.jit(functools.partial(package_grpo.grpo_update, **settings))
+    update = package_grpo.make_grpo_update(**settings)
     metrics = []
     for number in range(cases.STEPS // cases.UPDATES_PER_ROLLOUT):
         batch = batches[number % len(batches)]
@@ -365,7 +366,7 @@ def grpo_run(work: Work) -> dict:
             ref_logprobs=logprobs(parameters, batch, experience.completion_ids),
         )
         for _ in range(cases.UPDATES_PER_ROLLOUT):
-            state, measured = update(state, experience)
+            state, measured = update(state, [experience])
             metrics.append(measured)
     return _run_arrays(work, state, metrics)
 

@@ -48,7 +48,7 @@ def make_model(work: Work) -> None:
     """Writes a random checkpoint with a byte-level tokenizer to work.model: float32, or bfloat16 as the 2B is published."""
     small = work.size == "tiny"
     vocab = 288 if small else 151674
-    tokenizer = _make_tokenizer(vocab)
+    tokenizer = make_tokenizer(vocab)
     vision = dict(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
         image_size=[28, 28], patch_size=[7, 7],
@@ -105,7 +105,7 @@ def _randomise(model: InternVLForConditionalGeneration) -> None:
         parameter.data.copy_(noise)
 
 
-def _make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
     """Bytes, tokens that no text has, and at the end the special ones, of which `<video>` has no row in the embedding."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>"]
     vocabulary = {token: index for index, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

@@ -6,7 +6,7 @@ run that is killed and resumed, or moved to another number of hosts, sees the sa
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -119,10 +119,14 @@ def _pad(ids: list[int], buckets: Sequence[int], field: str, name: str, pad: int
     return np.array(ids + [pad] * fill, np.int32), np.arange(buckets[-1]) < len(ids)
 
 
-def trim(batch: Batch, encoder: Encoder) -> Batch:
-    """Cuts a batch's padding down to the smallest buckets that hold it; few shapes, so few compilations."""
-    prompt = _bucket(batch.prompt_mask, encoder.prompt_buckets)
-    completion = _bucket(batch.completion_mask, encoder.completion_buckets)
+def trim(batch: Batch, buckets: Any) -> Batch:
+    """Cuts a batch's padding down to the smallest buckets that hold it; few shapes, so few compilations.
+
+    Args:
+        buckets: has `prompt_buckets` and `completion_buckets`, as an Encoder and a config's `data` have.
+    """
+    prompt = _bucket(batch.prompt_mask, buckets.prompt_buckets)
+    completion = _bucket(batch.completion_mask, buckets.completion_buckets)
     return batch._replace(
         prompt_ids=batch.prompt_ids[..., :prompt],
         prompt_mask=batch.prompt_mask[..., :prompt],

@@ -1,6 +1,6 @@
 """Stage 2: group relative policy optimisation. Rollout and update are pure functions; rewards come between, on the host."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from aesthetic_jax.data.pipeline import Batch
 from aesthetic_jax.data.tokenizer import ChatTokenizer
+from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.models.logprobs import completion_logprobs
 from aesthetic_jax.rl.losses import policy_loss
 from aesthetic_jax.rl.rewards import dpa_reward, format_reward, parse_answer
 from aesthetic_jax.rl.rollouts import Rollout, sample_completions
-from aesthetic_jax.training.state import Parameters, TrainState, update
+from aesthetic_jax.training.state import Parameters, TrainState, make_update, tokens_per_part
 
 
 class Experience(NamedTuple):
@@ -52,11 +53,13 @@ def rollout(parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph:
     return sample_completions(model, prompt, batch.index, key, **sampling)
 
 
-def trim_completions(rollout: Rollout, buckets: Sequence[int]) -> Rollout:
+def trim_completions(experience: Experience, buckets: Sequence[int]) -> Experience:
     """Cuts padding that all completions end with down to the smallest bucket: few shapes, so few compilations."""
-    longest = int(rollout.mask.any((0, 1)).sum())
-    length = next((bucket for bucket in buckets if longest <= bucket), rollout.ids.shape[-1])
-    return Rollout(rollout.ids[..., :length], rollout.mask[..., :length], rollout.logprobs[..., :length], rollout.ended)
+    longest = int(experience.completion_mask.any((0, 1)).sum())
+    length = next((bucket for bucket in buckets if longest <= bucket), experience.completion_ids.shape[-1])
+    names = ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs")
+    arrays = {name: getattr(experience, name) for name in names}
+    return experience._replace(**{name: None if x is None else x[..., :length] for name, x in arrays.items()})
 
 
 def logprobs(
@@ -109,46 +112,45 @@ def score(texts: Sequence[Sequence[str]], batch: Batch, config, progress: float)
     return Scores(*parts)
 
 
-def grpo_update(
-    state: TrainState,
-    experience: Experience,
-    reference: Parameters | None = None,
-    *,
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    temperature: float,
-    micro_batches: int = 1,
-    **loss_settings,
-) -> tuple[TrainState, dict[str, Array]]:
+def make_grpo_update(
+    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, temperature: float, **loss_settings
+) -> Callable[[TrainState, Sequence[Experience], Parameters | None], tuple[TrainState, dict[str, Array]]]:
     """One optimiser update on a rollout.
 
     Args:
-        reference: parameters of the reference model, whose log-probabilities are computed here if the experience has none;
-            None: beta is 0, or the experience has them.
         loss_settings: as in `policy_loss`.
-    """
-    tokens_per_micro_batch = experience.completion_mask.sum() / micro_batches
 
-    def loss(model, micro_batch):
-        completion_ids, ref_logprobs = micro_batch.completion_ids, micro_batch.ref_logprobs
+    Returns:
+        (state, parts of the experience, reference) -> (new state, metrics); see `make_update`. Of `reference`, the
+        reference model's parameters, log-probabilities are computed where the experience has none; None: beta is 0, or the
+        experience has them.
+    """
+
+    def loss(model: InternVL, part: Experience, shared: tuple[Array, Parameters | None]):
+        num_items, reference = shared
+        completion_ids, ref_logprobs, mask = part.completion_ids, part.ref_logprobs, part.completion_mask
         if ref_logprobs is None and reference is not None:
-            ref_logprobs = logprobs(reference, micro_batch, completion_ids, graph=graph, temperature=temperature)
-        prompt = model.prefill(micro_batch.tiles, micro_batch.prompt_ids, micro_batch.prompt_mask)
+            ref_logprobs = logprobs(reference, part, completion_ids, graph=graph, temperature=temperature)
+        prompt = model.prefill(part.tiles, part.prompt_ids, part.prompt_mask)
         new_logprobs, entropy = completion_logprobs(model, prompt, completion_ids, temperature)
-        mask = micro_batch.completion_mask
         value, metrics = policy_loss(
             new_logprobs,
-            micro_batch.old_logprobs,
+            part.old_logprobs,
             ref_logprobs,
-            micro_batch.advantages,
+            part.advantages,
             mask,
-            num_items_in_batch=tokens_per_micro_batch,
+            num_items_in_batch=num_items,
             **loss_settings,
         )
-        metrics["entropy"] = jnp.where(mask, entropy, 0.0).sum() / jnp.maximum(mask.sum(), 1)
-        return value, metrics
+        tokens = mask.sum()
+        metrics["entropy"] = jnp.where(mask, entropy, 0.0).sum() / jnp.maximum(tokens, 1)
+        share = tokens / num_items
+        return value, {name: x if name.endswith("/max") else share * x for name, x in metrics.items()}
 
-    return update(state, experience, loss, graph=graph, optimizer=optimizer, micro_batches=micro_batches)
+    update = make_update(loss, graph=graph, optimizer=optimizer)
+    return lambda state, parts, reference=None: update(
+        state, parts, (tokens_per_part([part.completion_mask for part in parts]), reference)
+    )
 
 
 def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:

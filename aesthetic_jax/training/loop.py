@@ -19,34 +19,53 @@ from tqdm import tqdm
 
 from aesthetic_jax.checkpoints import training as checkpoints
 from aesthetic_jax.data import hard_cases
-from aesthetic_jax.data.pipeline import Batch, Encoder, epoch_plan, planned_batches
+from aesthetic_jax.data.pipeline import Batch, Encoder, epoch_plan, planned_batches, trim
 from aesthetic_jax.data.prompts import completion_text, prompt_text, question_text
 from aesthetic_jax.data.records import Record, open_records
 from aesthetic_jax.data.tokenizer import ChatTokenizer, copy_tokenizer, load_tokenizer, save_tokenizer
 from aesthetic_jax.errors import UserError
+from aesthetic_jax.models.config import InternVLConfig
 from aesthetic_jax.rl.advantages import group_advantages
 from aesthetic_jax.training import grpo
 from aesthetic_jax.training.config import check_config
 from aesthetic_jax.training.evaluation import make_greedy, predict, summarize_predictions
+from aesthetic_jax.training.flops import batch_flops, peak_flops
 from aesthetic_jax.training.metrics import MetricsWriter, truncate
 from aesthetic_jax.training.model import initial_model, make_encoder, tokenizer_directory
 from aesthetic_jax.training.provenance import check_same_config, write_config
-from aesthetic_jax.training.sft import sft_step
-from aesthetic_jax.training.state import Parameters, TrainState, init_state, make_optimizer, split
+from aesthetic_jax.training.sft import make_sft_step
+from aesthetic_jax.training.state import Parameters, TrainState, init_state, make_optimizer, split, split_rows
 
-# (state, batch, number of the step) -> (state, metrics, exact rate of each prompt or None)
+# (state, batch, number of the step) -> (state, metrics, exact rate of each prompt or None); the metrics hold `tokens` and
+# `flops`, the work that the step was
 Step = Callable[[TrainState, Batch, int], tuple[TrainState, dict[str, Any], np.ndarray | None]]
 
 
-def make_sft(config: ConfigDict, graph: nnx.GraphDef, optimizer: Any) -> Step:
+def make_sft(config: ConfigDict, architecture: InternVLConfig, graph: nnx.GraphDef, optimizer: Any) -> Step:
     """SFT as the loop sees it."""
-    step = functools.partial(sft_step, graph=graph, optimizer=optimizer, micro_batches=config.micro_batches)
-    compiled = jax.jit(step, donate_argnums=0)
-    return lambda state, batch, _: (*compiled(state, batch), None)
+    sft_step = make_sft_step(graph, optimizer)
+    vision_passes = 1 if "vision" in config.model.freeze else 3
+
+    def step(state: TrainState, batch: Batch, _):
+        parts = split_rows(batch, batch.completion_mask, config.micro_batches)
+        state, metrics = sft_step(state, [trim(part, config.data) for part in parts])
+        forward = batch_flops(architecture, batch.prompt_ids, batch.prompt_mask, batch.completion_mask)
+        work = {
+            "tokens": batch.prompt_mask.sum() + batch.completion_mask.sum(),
+            "flops": vision_passes * forward.vision + 3 * forward.language,
+        }
+        return state, metrics | work, None
+
+    return step
 
 
 def make_grpo(
-    config: ConfigDict, graph: nnx.GraphDef, optimizer: Any, tokenizer: ChatTokenizer, reference: Parameters | None
+    config: ConfigDict,
+    architecture: InternVLConfig,
+    graph: nnx.GraphDef,
+    optimizer: Any,
+    tokenizer: ChatTokenizer,
+    reference: Parameters | None,
 ) -> Step:
     """GRPO as the loop sees it: rollout, rewards on the host, then num_iterations updates.
 
@@ -68,26 +87,23 @@ def make_grpo(
     vision_features = jax.jit(functools.partial(grpo.vision_features, graph=graph))
     reference_logprobs = jax.jit(functools.partial(grpo.logprobs, graph=graph, temperature=settings.temperature))
     names = "loss_type epsilon epsilon_high delta beta importance_sampling_level use_bias_correction_kl".split()
-    update = jax.jit(
-        functools.partial(
-            grpo.grpo_update,
-            graph=graph,
-            optimizer=optimizer,
-            temperature=settings.temperature,
-            micro_batches=config.micro_batches,
-            max_completion_length=config.max_completion_length,
-            **{name: settings[name] for name in names},
-        ),
-        donate_argnums=0,
+    update = grpo.make_grpo_update(
+        graph,
+        optimizer,
+        temperature=settings.temperature,
+        max_completion_length=config.max_completion_length,
+        **{name: settings[name] for name in names},
     )
     key = jax.random.key(config.seed)
+    frozen_vision = "vision" in config.model.freeze
+    language_passes = 1 + (reference is not None) + 3 * settings.num_iterations
+    vision_passes = 1 if frozen_vision else language_passes
 
     def step(state: TrainState, batch: Batch, number: int):
         began = time.perf_counter()
-        if "vision" in config.model.freeze:  # rollout, reference and every update see the same
+        if frozen_vision:  # rollout, reference and every update see the same
             batch = batch._replace(tiles=vision_features(state.parameters, batch.tiles))
-        rollout = sample(state.parameters, batch, jax.random.fold_in(key, number))
-        rollout = grpo.trim_completions(jax.block_until_ready(rollout), config.data.completion_buckets)
+        rollout = jax.block_until_ready(sample(state.parameters, batch, jax.random.fold_in(key, number)))
         sampled = time.perf_counter()
         scores = grpo.score(grpo.decode(rollout, tokenizer), batch, config.reward, number / config.num_steps)
         scored = time.perf_counter()
@@ -103,11 +119,19 @@ def make_grpo(
         )
         if reference is not None and settings.num_iterations > 1:  # a single update computes them itself
             experience = experience._replace(ref_logprobs=reference_logprobs(reference, batch, rollout.ids))
+        parts = split_rows(experience, rollout.mask, config.micro_batches)
+        parts = [grpo.trim_completions(part, config.data.completion_buckets) for part in parts]
         for _ in range(settings.num_iterations):
-            state, metrics = update(state, experience, reference)
+            state, metrics = update(state, parts, reference)
         state = jax.block_until_ready(state._replace(step=state.step + 1))
         times = {"rollout_s": sampled - began, "reward_s": scored - sampled, "update_s": time.perf_counter() - scored}
-        return state, metrics | grpo.rollout_metrics(rollout, scores) | times, scores.exact.mean(axis=1)
+        mask = np.asarray(rollout.mask)
+        forward = batch_flops(architecture, batch.prompt_ids, batch.prompt_mask, mask)
+        work = {
+            "tokens": batch.prompt_mask.sum() + mask.sum(),
+            "flops": vision_passes * forward.vision + language_passes * forward.language,
+        }
+        return state, metrics | grpo.rollout_metrics(rollout, scores) | times | work, scores.exact.mean(axis=1)
 
     return step
 
@@ -149,9 +173,9 @@ def train(config: ConfigDict, workdir: str) -> None:
     del parameters
 
     if config.method == "sft":
-        step = make_sft(config, graph, optimizer)
+        step = make_sft(config, architecture, graph, optimizer)
     else:
-        step = make_grpo(config, graph, optimizer, tokenizer, reference)
+        step = make_grpo(config, architecture, graph, optimizer, tokenizer, reference)
     evaluate = _make_evaluate(config, graph, encoder) if config.eval_every else None
 
     done = int(state.step)
@@ -159,7 +183,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     writer = MetricsWriter(workdir)
     progress = tqdm(total=config.num_steps, initial=done, desc=config.method, unit="step", disable=None)
     batches: Iterator[Batch] | None = None
-    waited, logged, since = 0.0, done, time.perf_counter()
+    peak = peak_flops(config.model.dtype)
+    waited, tokens, flops, logged, since = 0.0, 0, 0.0, done, time.perf_counter()
     while done < config.num_steps:
         round_index, place = divmod(done, config.hard_cases.round_steps)
         if place == 0:
@@ -178,6 +203,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         batch = next(batches)
         waited += time.perf_counter() - began
         state, metrics, exact = step(state, batch, done)
+        tokens, flops = tokens + metrics.pop("tokens"), flops + metrics.pop("flops")
         done += 1
         last = done == config.num_steps
         if exact is not None:
@@ -190,9 +216,16 @@ def train(config: ConfigDict, workdir: str) -> None:
         if done % config.log_every == 0 or last:
             metrics = jax.device_get(metrics)
             now = time.perf_counter()
-            per_step = {"step_s": (now - since) / (done - logged), "input_wait_s": waited / (done - logged)}
-            shown = writer.write(done, metrics | per_step)
-            waited, logged, since = 0.0, done, now
+            spent, steps = now - since, done - logged
+            speed = {
+                "step_s": spent / steps,
+                "input_wait_s": waited / steps,
+                "tokens_per_s": tokens / spent,
+                "model_flops_per_s": flops / spent,
+                "time_mfu": flops / spent / peak,
+            }
+            shown = writer.write(done, metrics | speed)
+            waited, tokens, flops, logged, since = 0.0, 0, 0.0, done, now
             progress.set_postfix({name: f"{shown[name]:.3f}" for name in ("loss", "reward", "exact") if name in shown})
         progress.update()
         if done % config.checkpoint_every == 0 or last:

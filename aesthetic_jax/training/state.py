@@ -5,14 +5,15 @@ Those that are trained and those that are frozen are two trees with the same pat
 gradients nor optimiser state exist for what is frozen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx, traverse_util
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from aesthetic_jax.errors import UserError
 
@@ -111,45 +112,82 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), trained, frozen, optimizer.init(trained))
 
 
-def update(
-    state: TrainState,
-    batch: Any,
-    loss: Callable[[nnx.Module, Any], tuple[Float[Array, ""], dict]],
+def make_update(
+    loss: Callable[[nnx.Module, Any, Any], tuple[Float[Array, ""], dict]],
     *,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    micro_batches: int = 1,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One optimiser update on a batch, its gradient accumulated over equal micro-batches.
+) -> Callable[[TrainState, Sequence[Any], Any], tuple[TrainState, dict[str, Array]]]:
+    """One optimiser update on a batch that is cut into parts, whose gradients are averaged.
+
+    The parts may differ in shape: each shape is one compiled program, and applying the sum is another. What is trained and
+    the optimiser's state are donated.
 
     Args:
-        batch: a pytree whose leaves have the batch axis first; micro_batches divides it.
-        loss: (model, micro-batch) -> (loss, metrics); loss and metrics are averaged over micro-batches, so a loss that is a
-            mean over the whole batch's tokens divides by 1 / micro_batches of their number.
+        loss: (model, part, shared) -> (loss, metrics). The batch's are the averages of the parts', so a mean over the
+            batch's tokens divides by `tokens_per_part`, handed over in `shared`; of metrics named `.../max` the greatest is
+            taken.
 
     Returns:
-        The new state (`step` is left to the caller) and the metrics with `loss` and `grad_norm`.
+        (state, parts, shared) -> (new state, metrics with `loss` and `grad_norm`); `state.step` is left to the caller.
     """
 
-    def gradient(micro_batch):
+    def gradient(trained, frozen, part, shared):
         def of(trained):
-            return loss(nnx.merge(graph, join(trained, state.frozen)), micro_batch)
+            return loss(nnx.merge(graph, join(trained, frozen)), part, shared)
 
-        (value, metrics), gradients = jax.value_and_grad(of, has_aux=True)(state.trained)
+        (value, metrics), gradients = jax.value_and_grad(of, has_aux=True)(trained)
         return gradients, {"loss": value, **metrics}
 
-    if micro_batches == 1:
-        gradients, metrics = gradient(batch)
-    else:
-        stacked = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    def add(total, *inputs):
+        gradients, measured = gradient(*inputs)
+        return jax.tree.map(jnp.add, total, gradients), measured
 
-        def accumulate(total, micro_batch):
-            return jax.tree.map(jnp.add, total, gradient(micro_batch)), None
+    def apply(trained, optimizer_state, gradients, measured):
+        gradients = jax.tree.map(lambda x: x / len(measured), gradients)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained)
+        metrics = {}
+        for name in measured[0]:
+            values = jnp.stack([part[name] for part in measured])
+            metrics[name] = values.max() if name.endswith("/max") else values.mean()
+        return (
+            optax.apply_updates(trained, updates),
+            optimizer_state,
+            metrics | {"grad_norm": optax.global_norm(gradients)},
+        )
 
-        shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], stacked))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(accumulate, zeros, stacked)
-        gradients, metrics = jax.tree.map(lambda x: x / micro_batches, total)
-    updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trained)
-    metrics["grad_norm"] = optax.global_norm(gradients)
-    return state._replace(trained=optax.apply_updates(state.trained, updates), optimizer=optimizer_state), metrics
+    gradient, add = jax.jit(gradient), jax.jit(add, donate_argnums=0)
+    apply = jax.jit(apply, donate_argnums=(0, 1))
+    zeros = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
+
+    def update(state, parts, shared):
+        if len(parts) == 1:
+            total, only = gradient(state.trained, state.frozen, parts[0], shared)
+            measured = [only]
+        else:
+            total, measured = zeros(state.trained), []  # starting from the first part's own would take one more program
+            for part in parts:
+                total, each = add(total, state.trained, state.frozen, part, shared)
+                measured.append(each)
+        trained, optimizer_state, metrics = apply(state.trained, state.optimizer, total, measured)
+        return state._replace(trained=trained, optimizer=optimizer_state), metrics
+
+    return update
+
+
+def tokens_per_part(masks: Sequence[Bool[Array, "B G T"]]) -> Float[Array, ""]:
+    """What parts divide sums over completion tokens by, so that every token of the batch weighs the same."""
+    return sum(mask.sum() for mask in masks) / len(masks)
+
+
+def split_rows(batch: Any, mask: Bool[Array, "B G T"], parts: int) -> list[Any]:
+    """Equal parts of a batch, samples with short completions together, so that little of a part is padding.
+
+    Args:
+        batch: a pytree whose leaves have the batch axis first; `parts` divides it.
+        mask: True at completion tokens.
+    """
+    if parts == 1:
+        return [batch]
+    order = np.argsort(np.asarray(mask).any(1).sum(1), kind="stable")
+    return [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in np.split(order, parts)]

@@ -11,18 +11,17 @@ from flax import nnx
 
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
-from aesthetic_jax.rl.rollouts import Rollout
 from aesthetic_jax.training.config import grpo_config
 from aesthetic_jax.training.grpo import (
     Experience,
     gold_letters,
-    grpo_update,
     logprobs,
+    make_grpo_update,
     score,
     trim_completions,
     vision_features,
 )
-from aesthetic_jax.training.state import init_state
+from aesthetic_jax.training.state import init_state, split_rows
 
 CONFIG = InternVLConfig(
     VisionConfig(width=16, layers=1, heads=2, mlp_width=16, image_size=28, patch_size=14),
@@ -50,10 +49,17 @@ def setup():
     return graph, init_state(nnx.to_pure_dict(parameters), optax.adam(1e-3), (), False), experience
 
 
-@functools.partial(jax.jit, static_argnames="micro_batches")
-def one_update(experience, micro_batches=1):
-    graph, state, _ = setup()
-    return grpo_update(state, experience, graph=graph, optimizer=optax.adam(1e-3), micro_batches=micro_batches, **LOSS)
+@functools.cache
+def make_one_update(**settings):
+    return make_grpo_update(setup()[0], optax.adam(1e-3), **LOSS | settings)
+
+
+def one_update(experience, parts=1, reference=None, **settings):
+    """One update from the same state: on the whole, or on parts cut to the lengths of their completions."""
+    state = jax.tree.map(jnp.copy, setup()[1])  # the update takes its memory
+    cut = split_rows(experience, experience.completion_mask, parts)
+    cut = [trim_completions(part, (4, 5, 6)) for part in cut]
+    return make_one_update(**settings)(state, cut, reference)
 
 
 def sums(parameters, experience):
@@ -77,22 +83,22 @@ def test_equal_rewards_change_nothing():
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), after.trained, state.trained))
 
 
-def test_micro_batches_give_the_same_gradient():
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
+def test_parts_of_several_lengths_give_the_same_gradient(loss_type):
     _, _, experience = setup()
-    (_, whole), (_, parts) = one_update(experience), one_update(experience, micro_batches=2)
-    np.testing.assert_allclose(whole["loss"], parts["loss"], atol=1e-6)
-    np.testing.assert_allclose(whole["grad_norm"], parts["grad_norm"], rtol=1e-4)
+    settings = dict(loss_type=loss_type, max_completion_length=7)
+    (_, whole), (_, parts) = one_update(experience, **settings), one_update(experience, parts=4, **settings)
+    for name in whole:
+        np.testing.assert_allclose(whole[name], parts[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 2])
-def test_the_reference_inside_the_update_is_the_reference_before_it(micro_batches):
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_reference_inside_the_update_is_the_reference_before_it(parts):
     graph, state, experience = setup()
     reference = jax.tree.map(lambda x: 1.1 * x, state.parameters)
     before = logprobs(reference, experience, experience.completion_ids, graph=graph, temperature=1.0)
-    settings = dict(graph=graph, optimizer=optax.adam(1e-3), micro_batches=micro_batches, beta=0.1, **LOSS)
-    update = jax.jit(functools.partial(grpo_update, **settings))
-    _, given = update(state, experience._replace(ref_logprobs=before))
-    _, computed = update(state, experience, reference)
+    _, given = one_update(experience._replace(ref_logprobs=before), parts, beta=0.1)
+    _, computed = one_update(experience, parts, reference, beta=0.1)
     assert given["kl"] > 1e-4
     for name in ("loss", "kl", "grad_norm"):
         np.testing.assert_allclose(computed[name], given[name], rtol=1e-5)
@@ -108,11 +114,16 @@ def test_features_of_a_frozen_tower_take_the_place_of_tiles():
 
 def test_trimming_keeps_every_token():
     mask = jnp.arange(16) < jnp.array([[3, 7], [5, 1]])[..., None]
-    rollout = Rollout(mask.astype(jnp.int32), mask, mask * -1.0, jnp.ones((2, 2), bool))
+    _, _, experience = setup()
+    experience = experience._replace(
+        completion_ids=mask.astype(jnp.int32), completion_mask=mask, old_logprobs=-1.0 * mask
+    )
     for buckets, length in (((4, 8, 16), 8), ((7, 16), 7), ((4, 6), 16)):
-        trimmed = trim_completions(rollout, buckets)
-        assert {x.shape for x in trimmed[:3]} == {(2, 2, length)}
-        assert trimmed.mask.sum() == mask.sum()
+        trimmed = trim_completions(experience, buckets)
+        for array in (trimmed.completion_ids, trimmed.completion_mask, trimmed.old_logprobs):
+            assert array.shape == (2, 2, length)
+            assert abs(array.sum()) == mask.sum()
+        assert trimmed.ref_logprobs is None
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,24 @@
 """The update that every step ends with: accumulation, freezing, LoRA, schedules."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.training.config import base_config
-from aesthetic_jax.training.state import init_state, join, make_optimizer, make_schedule, split, update
+from aesthetic_jax.training.state import (
+    init_state,
+    join,
+    make_optimizer,
+    make_schedule,
+    make_update,
+    split,
+    split_rows,
+)
 
 PARAMETERS = {
     "vision": {"kernel": jnp.ones((3, 2)), "scale": jnp.ones(2)},
@@ -25,36 +33,55 @@ def settings(**changes) -> ConfigDict:
     return config
 
 
-def one_update(micro_batches: int, **changes):
-    """Linear regression through three layers that `nnx.merge` is not needed for."""
+def one_update(sizes: tuple[int, ...] = (8,), **changes):
+    """Linear regression through three layers that `nnx.merge` is not needed for, on 8 rows in parts of these sizes."""
 
-    def loss(model, batch):
-        x, y = batch
+    def loss(model, part, shared):
+        x, y = part
         hidden = x @ model["vision"]["kernel"] * model["vision"]["scale"] @ model["projector"]["kernel"]
-        return jnp.square(hidden @ model["language"]["kernel"] - y).mean(), {"rows": jnp.float32(len(x))}
+        error = hidden @ model["language"]["kernel"] - y
+        return jnp.square(error).sum() / shared, {"rows": jnp.float32(len(x)), "error/max": error.max()}
 
     optimizer = make_optimizer(settings(**changes), 10)
-    state = init_state(PARAMETERS, optimizer, (), False)
+    before = init_state(PARAMETERS, optimizer, (), False)
+    state = jax.tree.map(jnp.copy, before)  # the update takes its memory
     batch = (jax.random.normal(jax.random.key(0), (8, 3)), jax.random.normal(jax.random.key(1), (8, 1)))
+    ends = np.cumsum(sizes)
+    parts = [jax.tree.map(lambda x, a=a, b=b: x[a:b], batch) for a, b in zip(ends - sizes, ends, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("aesthetic_jax.training.state.nnx.merge", lambda graph, parameters: parameters)
-        step = functools.partial(update, loss=loss, graph=None, optimizer=optimizer, micro_batches=micro_batches)
-        return state, *step(state, batch)
+        update = make_update(loss, graph=None, optimizer=optimizer)
+        return before, *update(state, parts, 8 / len(parts))
 
 
-def test_accumulated_gradients_equal_those_of_the_whole_batch():
-    _, whole, metrics = one_update(1)
-    _, parts, accumulated = one_update(4)
+@pytest.mark.parametrize("sizes", [(2, 2, 2, 2), (5, 1, 2)])
+def test_averaged_gradients_equal_those_of_the_whole_batch(sizes):
+    _, whole, metrics = one_update()
+    _, parts, accumulated = one_update(sizes)
     for a, b in zip(jax.tree.leaves(whole.trained), jax.tree.leaves(parts.trained), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], accumulated["loss"], rtol=1e-6)
     np.testing.assert_allclose(metrics["grad_norm"], accumulated["grad_norm"], rtol=1e-5)
-    assert accumulated["rows"] == 2
+    np.testing.assert_allclose(accumulated["rows"], 8 / len(sizes), rtol=1e-6)
+    np.testing.assert_allclose(metrics["error/max"], accumulated["error/max"], rtol=1e-6)
+
+
+@given(seed=st.integers(0, 999), parts=st.sampled_from([1, 2, 3, 6]))
+def test_parts_hold_every_row_once_and_short_ones_first(seed, parts):
+    lengths = np.random.default_rng(seed).integers(0, 9, (6, 2))
+    batch = {"row": np.arange(6), "length": lengths}
+    cut = split_rows(batch, np.arange(9) < lengths[..., None], parts)
+    assert [len(part["row"]) for part in cut] == [6 // parts] * parts
+    assert sorted(np.concatenate([part["row"] for part in cut])) == list(range(6))
+    longest = [part["length"].max() for part in cut]
+    assert longest == sorted(longest)
+    for part in cut:
+        np.testing.assert_array_equal(part["length"], lengths[part["row"]])
 
 
 def test_vision_and_projector_move_by_their_share_of_the_learning_rate():
-    before, full, _ = one_update(1, weight_decay=0.0)
-    _, slow, _ = one_update(1, weight_decay=0.0, vision_factor=0.25)
+    before, full, _ = one_update(weight_decay=0.0)
+    _, slow, _ = one_update(weight_decay=0.0, vision_factor=0.25)
     for part, factor in (("vision", 0.25), ("projector", 0.25), ("language", 1.0)):
         moved, whole = (x.trained[part]["kernel"] - before.trained[part]["kernel"] for x in (slow, full))
         np.testing.assert_allclose(moved, factor * whole, rtol=1e-3, atol=1e-8)
