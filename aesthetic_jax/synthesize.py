@@ -19,7 +19,14 @@ flags.DEFINE_integer("seed", 0, "of everything that is random", lower_bound=0, f
 flags.DEFINE_integer("image_size", 448, "side of the square images in pixels", flag_values=FLAGS)
 flags.DEFINE_list("splits", ["0.8", "0.1", "0.1"], "shares of train, validation and test", flag_values=FLAGS)
 flags.DEFINE_list("strength", ["0.3", "1.0"], "range that the strength of flaws is drawn from", flag_values=FLAGS)
-flags.DEFINE_bool("thorough", False, "chains of thought that describe every image", flag_values=FLAGS)
+flags.DEFINE_float(
+    "thorough",
+    0.0,
+    "share of chains of thought that tell all there is to see of every image",
+    lower_bound=0.0,
+    upper_bound=1.0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_string("products", None, "folder of RGBA cut-outs in place of drawn products", flag_values=FLAGS)
 flags.DEFINE_string("backgrounds", None, "folder of photos in place of wall and table", flag_values=FLAGS)
 flags.DEFINE_integer("workers", os.cpu_count(), "processes", lower_bound=1, flag_values=FLAGS)

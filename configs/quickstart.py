@@ -17,8 +17,7 @@ def get_config(method: str = "sft") -> ConfigDict:
     if method in ("pretrain", "sft"):
         config = sft_config()
         config.batch_size = 16
-        # SFT ends when the form is learnt and the answers are not yet: what stage 2 adds is to be seen.
-        config.num_steps = 1100 if method == "pretrain" else 250
+        config.num_steps = 1100 if method == "pretrain" else 350
         config.optimizer.learning_rate = 1.4e-3 if method == "pretrain" else 7e-4
         config.optimizer.end_factor = 0.5 if method == "pretrain" else 0.0
         config.optimizer.warmup_updates = 20
@@ -27,14 +26,14 @@ def get_config(method: str = "sft") -> ConfigDict:
         config.data.completion_buckets = (40, 60, 72)
     elif method in _STAGE2:
         config = grpo_config()
-        config.num_steps = 160
-        config.batch_size = 24
+        config.num_steps = 100
+        config.batch_size = 16
         config.optimizer.learning_rate = 5e-4
         config.optimizer.warmup_updates = 8
         config.model.freeze = ("vision",)
         config.reward.variant, config.hard_cases.mode = _STAGE2[method]
         config.hard_cases.round_steps = 10
-        config.data.completion_buckets = (24, 32, 40)
+        config.data.completion_buckets = (40, 72)
     else:
         raise UserError(f"configs/quickstart.py: no method '{method}'; choose from pretrain, sft, {', '.join(_STAGE2)}")
     config.micro_batches = 1
@@ -44,7 +43,7 @@ def get_config(method: str = "sft") -> ConfigDict:
     config.eval_every = 0
     config.eval_batch_size = 64
     config.checkpoint_every = 1000
-    config.max_completion_length = 40
+    config.max_completion_length = 72
 
     config.model.preset = "tiny"
     config.model.vocab_size = 1024

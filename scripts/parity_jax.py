@@ -288,12 +288,12 @@ def sft_run(work: Work) -> dict:
     batches = _cut(make_batch(work, tokenizer, samples, completions=True), cases.SFT_BATCH)
     optimizer = _optimizer(cases.OPTIMIZER["learning_rate"])
     state = package_state.init_state(parameters, optimizer, freeze=(), lora=False)
-    step = package_sft.make_sft_step(graph, optimizer)
+    update = package_sft.make_sft_update(graph, optimizer)
     metrics = []
     for number in range(cases.STEPS):
         batch = batches[number % len(batches)]
         parts = package_state.split_rows(batch, batch.completion_mask, cases.MICRO_BATCHES)
-        state, measured = step(state, parts)
+        state, measured = update(state, parts)
         metrics.append(measured)
     return _run_arrays(work, state, metrics)
 

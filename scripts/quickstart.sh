@@ -15,11 +15,11 @@ synthesize() { # FOLDER NUM SEED MORE_FLAGS...: a data set in FOLDER/data, unles
 config() { echo "--config=configs/quickstart.py:$1" --config.seed="$seed"; }
 
 # The tiny model has never seen an image: it learns to from chains of thought that describe every one. SFT then teaches to
-# argue about what was asked. Stage 2 has samples of its own, of which it needs the answers alone: with as few as 500 it learns them
-# by heart.
+# argue, in two manners: most chains speak of what was asked alone, some look at everything first. Stage 2 has to find out which
+# answers better. It has samples of its own, of which it needs the answers alone: with as few as 500 it learns them by heart.
 synthesize "$results" 4200 "$seed" --splits=0.7,0.01,0.29
-synthesize "$results/pretrain" 10000 "$((seed + 1000))" --splits=0.98,0.02,0 --thorough
-synthesize "$results/chains" 4200 "$((seed + 2000))" --splits=0.98,0.02,0
+synthesize "$results/pretrain" 10000 "$((seed + 1000))" --splits=0.98,0.02,0 --thorough=1
+synthesize "$results/chains" 4200 "$((seed + 2000))" --splits=0.98,0.02,0 --thorough=0.35
 train() { # METHOD DATA MORE_FLAGS...
   # shellcheck disable=SC2046 # the words of config are flags without spaces of their own
   aesthetic-jax train $(config "$1") --config.data.data_dir="$2" --workdir="$results/runs/$1" "${@:3}"

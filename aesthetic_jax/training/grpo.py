@@ -1,6 +1,6 @@
 """Stage 2: group relative policy optimisation. Rollout and update are pure functions; rewards come between, on the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from aesthetic_jax.models.logprobs import completion_logprobs
 from aesthetic_jax.rl.losses import policy_loss
 from aesthetic_jax.rl.rewards import dpa_reward, format_reward, parse_answer
 from aesthetic_jax.rl.rollouts import Rollout, sample_completions
-from aesthetic_jax.training.state import Parameters, TrainState, make_update, tokens_per_part
+from aesthetic_jax.training.state import Parameters, Update, make_update
 
 
 class Experience(NamedTuple):
@@ -114,20 +114,17 @@ def score(texts: Sequence[Sequence[str]], batch: Batch, config, progress: float)
 
 def make_grpo_update(
     graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, temperature: float, **loss_settings
-) -> Callable[[TrainState, Sequence[Experience], Parameters | None], tuple[TrainState, dict[str, Array]]]:
-    """One optimiser update on a rollout.
+) -> Update:
+    """One optimiser update on parts of an Experience.
+
+    The reference's log-probabilities are computed in the same program where the experience has none and a reference is
+    given; with neither there is no KL.
 
     Args:
         loss_settings: as in `policy_loss`.
-
-    Returns:
-        (state, parts of the experience, reference) -> (new state, metrics); see `make_update`. Of `reference`, the
-        reference model's parameters, log-probabilities are computed where the experience has none; None: beta is 0, or the
-        experience has them.
     """
 
-    def loss(model: InternVL, part: Experience, shared: tuple[Array, Parameters | None]):
-        num_items, reference = shared
+    def loss(model: InternVL, part: Experience, tokens: Array, reference: Parameters | None):
         completion_ids, ref_logprobs, mask = part.completion_ids, part.ref_logprobs, part.completion_mask
         if ref_logprobs is None and reference is not None:
             ref_logprobs = logprobs(reference, part, completion_ids, graph=graph, temperature=temperature)
@@ -139,18 +136,14 @@ def make_grpo_update(
             ref_logprobs,
             part.advantages,
             mask,
-            num_items_in_batch=num_items,
+            num_items_in_batch=tokens,
             **loss_settings,
         )
-        tokens = mask.sum()
-        metrics["entropy"] = jnp.where(mask, entropy, 0.0).sum() / jnp.maximum(tokens, 1)
-        share = tokens / num_items
+        metrics["entropy"] = jnp.where(mask, entropy, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+        share = mask.sum() / tokens  # metrics are means over the part's tokens, to be averaged over parts
         return value, {name: x if name.endswith("/max") else share * x for name, x in metrics.items()}
 
-    update = make_update(loss, graph=graph, optimizer=optimizer)
-    return lambda state, parts, reference=None: update(
-        state, parts, (tokens_per_part([part.completion_mask for part in parts]), reference)
-    )
+    return make_update(loss, graph=graph, optimizer=optimizer)
 
 
 def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:

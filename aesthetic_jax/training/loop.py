@@ -33,7 +33,7 @@ from aesthetic_jax.training.flops import batch_flops, peak_flops
 from aesthetic_jax.training.metrics import MetricsWriter, truncate
 from aesthetic_jax.training.model import initial_model, make_encoder, tokenizer_directory
 from aesthetic_jax.training.provenance import check_same_config, write_config
-from aesthetic_jax.training.sft import make_sft_step
+from aesthetic_jax.training.sft import make_sft_update
 from aesthetic_jax.training.state import Parameters, TrainState, init_state, make_optimizer, split, split_rows
 
 # (state, batch, number of the step) -> (state, metrics, exact rate of each prompt or None); the metrics hold `tokens` and
@@ -43,12 +43,12 @@ Step = Callable[[TrainState, Batch, int], tuple[TrainState, dict[str, Any], np.n
 
 def make_sft(config: ConfigDict, architecture: InternVLConfig, graph: nnx.GraphDef, optimizer: Any) -> Step:
     """SFT as the loop sees it."""
-    sft_step = make_sft_step(graph, optimizer)
+    update = make_sft_update(graph, optimizer)
     vision_passes = 1 if "vision" in config.model.freeze else 3
 
     def step(state: TrainState, batch: Batch, _):
         parts = split_rows(batch, batch.completion_mask, config.micro_batches)
-        state, metrics = sft_step(state, [trim(part, config.data) for part in parts])
+        state, metrics = update(state, [trim(part, config.data) for part in parts])
         forward = batch_flops(architecture, batch.prompt_ids, batch.prompt_mask, batch.completion_mask)
         work = {
             "tokens": batch.prompt_mask.sum() + batch.completion_mask.sum(),
@@ -123,7 +123,7 @@ def make_grpo(
         parts = [grpo.trim_completions(part, config.data.completion_buckets) for part in parts]
         for _ in range(settings.num_iterations):
             state, metrics = update(state, parts, reference)
-        state = jax.block_until_ready(state._replace(step=state.step + 1))
+        state = jax.block_until_ready(state)
         times = {"rollout_s": sampled - began, "reward_s": scored - sampled, "update_s": time.perf_counter() - scored}
         mask = np.asarray(rollout.mask)
         forward = batch_flops(architecture, batch.prompt_ids, batch.prompt_mask, mask)
@@ -169,7 +169,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             manager, resumed, shapes, expected.optimizer, (table, plan)
         )
         trained, frozen = split(parameters, tuple(config.model.freeze), bool(config.model.lora_rank))
-        state = TrainState(jnp.int32(resumed), trained, frozen, optimizer_state)
+        state = TrainState(trained, frozen, optimizer_state)
     del parameters
 
     if config.method == "sft":
@@ -178,7 +178,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         step = make_grpo(config, architecture, graph, optimizer, tokenizer, reference)
     evaluate = _make_evaluate(config, graph, encoder) if config.eval_every else None
 
-    done = int(state.step)
+    done = resumed or 0
     truncate(workdir, done)
     writer = MetricsWriter(workdir)
     progress = tqdm(total=config.num_steps, initial=done, desc=config.method, unit="step", disable=None)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, traverse_util
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from aesthetic_jax.errors import UserError
 
@@ -23,7 +23,6 @@ Parameters = dict[str, Any]
 class TrainState(NamedTuple):
     """Everything a step changes, and the frozen parameters beside it."""
 
-    step: Int[Array, ""]
     trained: Parameters
     frozen: Parameters
     optimizer: optax.OptState
@@ -109,75 +108,77 @@ def init_state(
 ) -> TrainState:
     """The state before the first step."""
     trained, frozen = split(parameters, freeze, lora)
-    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, optimizer.init(trained))
+    return TrainState(trained, frozen, optimizer.init(trained))
+
+
+class Update(NamedTuple):
+    """One optimiser update on a batch that is cut into parts, whose gradients are averaged.
+
+    The parts may differ in shape: each shape is one compiled program, and applying the average is another. What is trained
+    and the optimiser's state are donated.
+    """
+
+    gradient: Callable  # (trained, frozen, part, tokens, reference) -> (gradients, metrics)
+    add: Callable  # (total, the same) -> (total and the part's gradients, metrics)
+    apply: Callable  # (trained, optimiser state, total, metrics of all parts) -> (trained, optimiser state, metrics)
+
+    def __call__(
+        self, state: TrainState, parts: Sequence[Any], reference: Parameters | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
+        """The new state, and metrics with `loss` and `grad_norm`.
+
+        Args:
+            parts: of a batch, each with a `completion_mask`.
+            reference: parameters of the reference model, for losses that take one.
+        """
+        # What a part divides sums over its tokens by, so that every token of the batch weighs the same.
+        tokens = sum(part.completion_mask.sum() for part in parts) / len(parts)
+        if len(parts) == 1:
+            total, only = self.gradient(state.trained, state.frozen, parts[0], tokens, reference)
+            measured = [only]
+        else:  # from zero, as starting from the first part's own gradient would take one more program
+            total, measured = jax.tree.map(jnp.zeros_like, state.trained), []
+            for part in parts:
+                total, each = self.add(total, state.trained, state.frozen, part, tokens, reference)
+                measured.append(each)
+        trained, optimizer_state, metrics = self.apply(state.trained, state.optimizer, total, measured)
+        return TrainState(trained, state.frozen, optimizer_state), metrics
 
 
 def make_update(
-    loss: Callable[[nnx.Module, Any, Any], tuple[Float[Array, ""], dict]],
+    loss: Callable[[nnx.Module, Any, Array, Parameters | None], tuple[Float[Array, ""], dict]],
     *,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-) -> Callable[[TrainState, Sequence[Any], Any], tuple[TrainState, dict[str, Array]]]:
-    """One optimiser update on a batch that is cut into parts, whose gradients are averaged.
-
-    The parts may differ in shape: each shape is one compiled program, and applying the sum is another. What is trained and
-    the optimiser's state are donated.
+) -> Update:
+    """The update that a loss and an optimiser make.
 
     Args:
-        loss: (model, part, shared) -> (loss, metrics). The batch's are the averages of the parts', so a mean over the
-            batch's tokens divides by `tokens_per_part`, handed over in `shared`; of metrics named `.../max` the greatest is
-            taken.
-
-    Returns:
-        (state, parts, shared) -> (new state, metrics with `loss` and `grad_norm`); `state.step` is left to the caller.
+        loss: (model, part, tokens, reference) -> (loss, metrics). The batch's are the averages of the parts', so a mean over
+            the batch's tokens is a sum over `tokens`; of metrics named `.../max` the greatest is taken.
     """
 
-    def gradient(trained, frozen, part, shared):
+    def gradient(trained, frozen, part, tokens, reference):
         def of(trained):
-            return loss(nnx.merge(graph, join(trained, frozen)), part, shared)
+            return loss(nnx.merge(graph, join(trained, frozen)), part, tokens, reference)
 
         (value, metrics), gradients = jax.value_and_grad(of, has_aux=True)(trained)
         return gradients, {"loss": value, **metrics}
 
     def add(total, *inputs):
-        gradients, measured = gradient(*inputs)
-        return jax.tree.map(jnp.add, total, gradients), measured
+        gradients, metrics = gradient(*inputs)
+        return jax.tree.map(jnp.add, total, gradients), metrics
 
-    def apply(trained, optimizer_state, gradients, measured):
-        gradients = jax.tree.map(lambda x: x / len(measured), gradients)
+    def apply(trained, optimizer_state, total, measured):
+        gradients = jax.tree.map(lambda x: x / len(measured), total)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state, trained)
-        metrics = {}
+        metrics = {"grad_norm": optax.global_norm(gradients)}
         for name in measured[0]:
             values = jnp.stack([part[name] for part in measured])
             metrics[name] = values.max() if name.endswith("/max") else values.mean()
-        return (
-            optax.apply_updates(trained, updates),
-            optimizer_state,
-            metrics | {"grad_norm": optax.global_norm(gradients)},
-        )
+        return optax.apply_updates(trained, updates), optimizer_state, metrics
 
-    gradient, add = jax.jit(gradient), jax.jit(add, donate_argnums=0)
-    apply = jax.jit(apply, donate_argnums=(0, 1))
-    zeros = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree))
-
-    def update(state, parts, shared):
-        if len(parts) == 1:
-            total, only = gradient(state.trained, state.frozen, parts[0], shared)
-            measured = [only]
-        else:
-            total, measured = zeros(state.trained), []  # starting from the first part's own would take one more program
-            for part in parts:
-                total, each = add(total, state.trained, state.frozen, part, shared)
-                measured.append(each)
-        trained, optimizer_state, metrics = apply(state.trained, state.optimizer, total, measured)
-        return state._replace(trained=trained, optimizer=optimizer_state), metrics
-
-    return update
-
-
-def tokens_per_part(masks: Sequence[Bool[Array, "B G T"]]) -> Float[Array, ""]:
-    """What parts divide sums over completion tokens by, so that every token of the batch weighs the same."""
-    return sum(mask.sum() for mask in masks) / len(masks)
+    return Update(jax.jit(gradient), jax.jit(add, donate_argnums=0), jax.jit(apply, donate_argnums=(0, 1)))
 
 
 def split_rows(batch: Any, mask: Bool[Array, "B G T"], parts: int) -> list[Any]:

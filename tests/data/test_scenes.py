@@ -69,7 +69,7 @@ def test_reasoning_is_short_and_of_few_words():
 
 def test_thorough_samples_tell_what_every_image_shows():
     for number in range(40):
-        sample, plain = (make_sample(0, number, 32, (0.5, 1.0), thorough) for thorough in (True, False))
+        sample, plain = (make_sample(0, number, 32, (0.5, 1.0), thorough) for thorough in (1.0, 0.0))
         assert (sample.images, sample.answer) == (plain.images, plain.answer)
         original, *candidates = sample.reasoning.removesuffix(".").split(". ")
         assert original.startswith("Original: ")

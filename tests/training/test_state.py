@@ -1,5 +1,7 @@
 """The update that every step ends with: accumulation, freezing, LoRA, schedules."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,12 @@ PARAMETERS = {
 }
 
 
+class Part(NamedTuple):
+    x: jax.Array
+    y: jax.Array
+    completion_mask: jax.Array
+
+
 def settings(**changes) -> ConfigDict:
     config = base_config().optimizer
     config.update({"learning_rate": 1e-2, "schedule": "constant"} | changes)
@@ -36,22 +44,22 @@ def settings(**changes) -> ConfigDict:
 def one_update(sizes: tuple[int, ...] = (8,), **changes):
     """Linear regression through three layers that `nnx.merge` is not needed for, on 8 rows in parts of these sizes."""
 
-    def loss(model, part, shared):
-        x, y = part
-        hidden = x @ model["vision"]["kernel"] * model["vision"]["scale"] @ model["projector"]["kernel"]
-        error = hidden @ model["language"]["kernel"] - y
-        return jnp.square(error).sum() / shared, {"rows": jnp.float32(len(x)), "error/max": error.max()}
+    def loss(model, part, tokens, _):
+        hidden = part.x @ model["vision"]["kernel"] * model["vision"]["scale"] @ model["projector"]["kernel"]
+        error = hidden @ model["language"]["kernel"] - part.y
+        return jnp.square(error).sum() / tokens, {"rows": jnp.float32(len(part.x)), "error/max": error.max()}
 
     optimizer = make_optimizer(settings(**changes), 10)
     before = init_state(PARAMETERS, optimizer, (), False)
     state = jax.tree.map(jnp.copy, before)  # the update takes its memory
-    batch = (jax.random.normal(jax.random.key(0), (8, 3)), jax.random.normal(jax.random.key(1), (8, 1)))
+    x, y = jax.random.normal(jax.random.key(0), (8, 3)), jax.random.normal(jax.random.key(1), (8, 1))
+    batch = Part(x, y, jnp.ones((8, 1, 1), bool))
     ends = np.cumsum(sizes)
     parts = [jax.tree.map(lambda x, a=a, b=b: x[a:b], batch) for a, b in zip(ends - sizes, ends, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("aesthetic_jax.training.state.nnx.merge", lambda graph, parameters: parameters)
         update = make_update(loss, graph=None, optimizer=optimizer)
-        return before, *update(state, parts, 8 / len(parts))
+        return before, *update(state, parts)
 
 
 @pytest.mark.parametrize("sizes", [(2, 2, 2, 2), (5, 1, 2)])

@@ -48,7 +48,7 @@ def make_sample(
     number: int,
     size: int,
     strength: tuple[float, float],
-    thorough: bool = False,
+    thorough: float = 0.0,
     cutouts: Sequence[Image.Image] = (),
     backdrops: Sequence[Image.Image] = (),
 ) -> SyntheticSample:
@@ -57,7 +57,7 @@ def make_sample(
     Args:
         size: side of the images in pixels.
         strength: range that the strength of flaws is drawn from.
-        thorough: let the chain of thought say of each image all there is to see.
+        thorough: probability that the chain of thought tells all there is to see of each image.
         cutouts: a user's products; empty: drawn ones.
         backdrops: a user's photos; empty: a wall and a table.
     """
@@ -78,6 +78,6 @@ def make_sample(
             for letter, present in zip("ABCD", flaws[1:], strict=True)
             if all(flaw.name not in FLAWS[dimension] for flaw in present)
         ),
-        reasoning=write_reasoning(rng, dimension, product, scenes, flaws, thorough),
+        reasoning=write_reasoning(rng, dimension, product, scenes, flaws, rng.random() < thorough),
         flaws=tuple(flaws[1:]),
     )
