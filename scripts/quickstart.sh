@@ -19,7 +19,7 @@ config() { echo "--config=configs/quickstart.py:$1" --config.seed="$seed"; }
 # answers better. It has samples of its own, of which it needs the answers alone: with as few as 500 it learns them by heart.
 synthesize "$results" 4200 "$seed" --splits=0.7,0.01,0.29
 synthesize "$results/pretrain" 10000 "$((seed + 1000))" --splits=0.98,0.02,0 --thorough=1
-synthesize "$results/chains" 4200 "$((seed + 2000))" --splits=0.98,0.02,0 --thorough=0.35
+synthesize "$results/chains" 4200 "$((seed + 2000))" --splits=0.98,0.02,0 --thorough=0.4
 train() { # METHOD DATA MORE_FLAGS...
   # shellcheck disable=SC2046 # the words of config are flags without spaces of their own
   aesthetic-jax train $(config "$1") --config.data.data_dir="$2" --workdir="$results/runs/$1" "${@:3}"
