@@ -17,7 +17,7 @@ def get_config(method: str = "sft") -> ConfigDict:
     if method in ("pretrain", "sft"):
         config = sft_config()
         config.batch_size = 16
-        config.num_steps = 1100 if method == "pretrain" else 420
+        config.num_steps = 1400 if method == "pretrain" else 450
         config.optimizer.learning_rate = 1.4e-3 if method == "pretrain" else 7e-4
         config.optimizer.end_factor = 0.5 if method == "pretrain" else 0.0
         config.optimizer.warmup_updates = 20
@@ -26,7 +26,7 @@ def get_config(method: str = "sft") -> ConfigDict:
         config.data.completion_buckets = (40, 60, 72)
     elif method in _STAGE2:
         config = grpo_config()
-        config.num_steps = 75
+        config.num_steps = 70
         config.batch_size = 16
         config.optimizer.learning_rate = 5e-4
         config.optimizer.warmup_updates = 8
