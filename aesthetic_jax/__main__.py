@@ -16,6 +16,7 @@ from aesthetic_jax.errors import UserError
 COMMANDS = {
     "synthesize": "render synthetic samples: images and manifest.jsonl",
     "build": "turn a manifest into a TFDS data set (ArrayRecord)",
+    "inspect": "a data set's statistics, duplicates and leaks, and a contact sheet",
     "train": "run a config: SFT or GRPO; the same command resumes",
     "evaluate": "answer a split's questions and score them",
     "report": "lay methods side by side: table, curves, summary.json",

@@ -13,7 +13,7 @@ from aesthetic_jax.errors import UserError
 
 DIMENSIONS = ("appearance_deformation", "physical_shadow", "placement_layout", "extension_rationality")
 SPLITS = ("train", "validation", "test")
-_OPTIONS = "ABCDEFGH"
+OPTIONS = "ABCDEFGH"
 _REQUIRED = {"id": str, "split": str, "dimension": str, "original": str, "candidates": list, "answer": list}
 _OPTIONAL = {"reasoning": str, "question": str}
 _KIND_NAMES = {str: "a string", list: "a list of strings"}
@@ -153,9 +153,9 @@ def _check_values(fields: dict[str, Any]) -> None:
     for name, allowed in (("split", SPLITS), ("dimension", DIMENSIONS)):
         if fields[name] not in allowed:
             raise ValueError(f"field '{name}' is {_quote(fields[name])}; choose from {', '.join(allowed)}")
-    if not 2 <= len(fields["candidates"]) <= len(_OPTIONS):
-        raise ValueError(f"field 'candidates' has {len(fields['candidates'])} images; give 2 to {len(_OPTIONS)}")
-    options = _OPTIONS[: len(fields["candidates"])]
+    if not 2 <= len(fields["candidates"]) <= len(OPTIONS):
+        raise ValueError(f"field 'candidates' has {len(fields['candidates'])} images; give 2 to {len(OPTIONS)}")
+    options = OPTIONS[: len(fields["candidates"])]
     for letter in fields["answer"]:
         if len(letter) != 1 or letter not in options:
             raise ValueError(f"field 'answer' has {_quote(letter)}; the options are {', '.join(options)}")

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool
 
-from aesthetic_jax.data.manifest import DIMENSIONS, Sample, read_manifest
+from aesthetic_jax.data.manifest import DIMENSIONS, OPTIONS, SPLITS, Sample, read_manifest
 from aesthetic_jax.errors import UserError
 
 
@@ -50,6 +50,10 @@ class Records(abc.ABC):
         """The samples' ids in order, found without reading images."""
 
     @abc.abstractmethod
+    def image_name(self, index: int, place: int) -> str:
+        """What errors call an image, 0 the original: its file, or SPLIT/ID/PLACE in a data set."""
+
+    @abc.abstractmethod
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         """Which samples have a chain of thought, found without reading images."""
 
@@ -72,6 +76,23 @@ def open_records(manifest: str | None = None, data_dir: str | None = None, split
             raise UserError(f"{manifest}: has no samples of split '{split}'; add some or name another split")
         return _ManifestRecords(manifest, split, samples)
     return _BuiltRecords(_version_folder(data_dir), split).checked()
+
+
+def open_splits(manifest: str | None = None, data_dir: str | None = None) -> dict[str, Records]:
+    """All splits that have samples, each as `open_records` gives it; a manifest is read once.
+
+    Raises:
+        UserError: as `open_records`.
+    """
+    if bool(manifest) == bool(data_dir):
+        raise UserError("data: give either data.manifest or data.data_dir")
+    if manifest:
+        samples = read_manifest(manifest)
+        rows = {split: tuple(sample for sample in samples if sample.split == split) for split in SPLITS}
+        return {split: _ManifestRecords(manifest, split, rows[split]) for split in SPLITS if rows[split]}
+    folder = _version_folder(data_dir)
+    names = _BuiltRecords(folder, "").splits()
+    return {split: _BuiltRecords(folder, split) for split in SPLITS if split in names}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +118,9 @@ class _ManifestRecords(Records):
     def ids(self) -> list[str]:
         return [sample.id for sample in self.samples]
 
+    def image_name(self, index: int, place: int) -> str:
+        return str(epath.Path(self.manifest).parent / self.samples[index].images[place])
+
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.array([bool(sample.reasoning) for sample in self.samples])
 
@@ -108,6 +132,12 @@ class _BuiltRecords(Records):
 
     def checked(self) -> "_BuiltRecords":
         """Itself, unless the data set is damaged or has no such split."""
+        if self.split not in (splits := self.splits()):
+            raise UserError(f"{self.data_dir}: has no samples of split '{self.split}'; it has {', '.join(splits)}")
+        return self
+
+    def splits(self) -> list[str]:
+        """The data set's splits, unless it is damaged."""
         try:
             splits = self._builder.info.splits
             samples, indexed = (
@@ -119,9 +149,7 @@ class _BuiltRecords(Records):
             raise UserError(f"{self.data_dir}: can't be opened ({reason}); build the data set again") from None
         if samples != indexed:
             raise UserError(f"{self.data_dir}: is no data set of aesthetic-jax build, or damaged; build it again")
-        if self.split not in splits:
-            raise UserError(f"{self.data_dir}: has no samples of split '{self.split}'; it has {', '.join(splits)}")
-        return self
+        return list(splits)
 
     @functools.cached_property
     def _builder(self):
@@ -167,6 +195,10 @@ class _BuiltRecords(Records):
 
     def ids(self) -> list[str]:
         return list(self._metadata["ids"][self.split])
+
+    def image_name(self, index: int, place: int) -> str:
+        letter = OPTIONS[place - 1] if place else "original"
+        return f"{self.split}/{self._metadata['ids'][self.split][index]}/{letter}"
 
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.isin(np.arange(len(self)), self._metadata["reasoned"][self.split])

@@ -134,6 +134,7 @@ def check_config(config: ConfigDict) -> None:
     )
     need("model.dtype", config.model.dtype in ("float32", "bfloat16"), "choose float32 or bfloat16")
     need("model.remat", config.model.remat in ("none", "dots", "full"), "choose none, dots or full")
+    need("data.max_tiles", config.data.max_tiles >= 1, f"is {config.data.max_tiles}; give at least 1")
     for field in ("prompt_buckets", "completion_buckets"):
         buckets = config.data[field]
         ascending = len(buckets) > 0 and list(buckets) == sorted(set(buckets))

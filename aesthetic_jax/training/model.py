@@ -102,6 +102,17 @@ def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: Ch
     )
 
 
+def read_encoder(config: ConfigDict) -> Encoder:
+    """The encoder of the model that `config.init_from` names, found without its parameters."""
+    if is_hugging_face(config.init_from):
+        from aesthetic_jax.checkpoints import huggingface
+
+        architecture = huggingface.read_config(config.init_from)
+    else:
+        architecture = read_architecture(str(locate(config.init_from)[0]))
+    return make_encoder(config, architecture, load_tokenizer(tokenizer_directory(config.init_from)))
+
+
 def describe(config: ConfigDict) -> str:
     """Size of a config's model, found without computing anything."""
     architecture = _with_overrides(PRESETS[config.model.preset], config)

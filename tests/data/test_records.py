@@ -10,7 +10,7 @@ from PIL import Image
 
 from aesthetic_jax.data.images import decode_image
 from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, read_manifest, write_manifest
-from aesthetic_jax.data.records import Record, open_records
+from aesthetic_jax.data.records import Record, open_records, open_splits
 from aesthetic_jax.data.screening import screening
 from aesthetic_jax.errors import UserError
 
@@ -165,3 +165,26 @@ def test_an_image_that_has_gone_is_named(tmp_path):
     (tmp_path / "1.img").unlink()
     with pytest.raises(UserError, match=r"manifest\.jsonl: sample 7-x: an image can't be read"):
         records[0]
+
+
+def test_all_splits_are_opened_at_once(sources):
+    for splits in (open_splits(sources[0]), open_splits(data_dir=sources[1])):
+        assert list(splits) == ["train", "test"]
+    for kind, source in (("manifest", sources[0]), ("data_dir", sources[1])):
+        for split, records in open_splits(**{kind: source}).items():
+            assert repr(records) == repr(open_records(**{kind: source}, split=split))
+            assert list(records) == list(open_records(**{kind: source}, split=split))
+    for arguments in ({}, {"manifest": "x", "data_dir": "y"}):
+        with pytest.raises(UserError, match=r"either data\.manifest or data\.data_dir"):
+            open_splits(**arguments)
+    with pytest.raises(UserError, match="is no data set; make one with"):
+        open_splits(data_dir="nowhere")
+
+
+def test_images_have_names(sources):
+    sample = [sample for sample in read_manifest(sources[0]) if sample.split == "test"][2]
+    files, built = open_splits(sources[0])["test"], open_splits(data_dir=sources[1])["test"]
+    assert [files.image_name(2, i) for i in range(2)] == [
+        f"{os.path.dirname(sources[0])}/{image}" for image in sample.images[:2]
+    ]
+    assert [built.image_name(2, i) for i in (0, 1, 8)] == [f"test/{sample.id}/{x}" for x in ("original", "A", "H")]
