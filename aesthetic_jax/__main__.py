@@ -69,6 +69,11 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f"aesthetic-jax: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        print("aesthetic-jax: error: gs:// paths need gcsfs; pip install 'aesthetic-jax[gcs]'", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
 

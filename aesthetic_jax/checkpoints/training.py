@@ -47,10 +47,15 @@ def read_architecture(run: str) -> InternVLConfig:
         raise UserError(f"{file}: is no model description ({error}); restore the file that the run wrote") from None
 
 
+def _absolute(path: Any) -> epath.Path:
+    """The path as Orbax wants it; `resolve` alone would take gs:// for a folder on this disk."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).resolve()
+
+
 def open_manager(run: str, keep: int | None = None) -> ocp.CheckpointManager:
     """The manager of a run's checkpoints; `keep` of the newest are kept, None: all."""
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix=None, create=True)
-    return ocp.CheckpointManager((epath.Path(run) / "checkpoints").resolve(), options=options)
+    return ocp.CheckpointManager(_absolute(epath.Path(run) / "checkpoints"), options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, parameters: dict, optimizer: Any, progress: Any) -> None:
@@ -79,9 +84,11 @@ def restore(manager: ocp.CheckpointManager, step: int, parameters: dict, optimiz
 
 
 def newest_step(run: str) -> int | None:
-    """Step of a run's newest checkpoint; None if it has none."""
+    """Step of a run's newest whole checkpoint; None if it has none."""
     folder = epath.Path(run) / "checkpoints"
     names = [x.name for x in folder.iterdir()] if folder.exists() else []
+    if "://" in str(folder):  # an object store can't rename: Orbax writes in place and marks what is whole
+        names = [name for name in names if (folder / name / "commit_success.txt").exists()]
     return max((int(name) for name in names if name.isdigit()), default=None)
 
 
@@ -91,7 +98,7 @@ def locate(path: str) -> tuple[epath.Path, int]:
     Raises:
         UserError: there is no checkpoint at the path.
     """
-    folder = epath.Path(path).resolve()
+    folder = _absolute(path)
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         run, step = folder.parent.parent, int(folder.name) if folder.exists() else None
     else:

@@ -32,14 +32,21 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         self._file = epath.Path(workdir) / "metrics.jsonl"
+        # An object store appends to nothing: there the whole file is written each time.
+        self._text = None if "://" not in str(workdir) else self._file.read_text() if self._file.exists() else ""
         self._events = SummaryWriter(workdir)
 
     def write(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:
         """Writes one step's metrics; numbers that are not finite become null in the JSON."""
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
         line = {"step": step} | {name: value if np.isfinite(value) else None for name, value in values.items()}
-        with self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        text = json.dumps(line) + "\n"
+        if self._text is None:
+            with self._file.open("a") as file:
+                file.write(text)
+        else:
+            self._text += text
+            self._file.write_text(self._text)
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
         return values
