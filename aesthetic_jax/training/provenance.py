@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -16,9 +17,14 @@ _PACKAGES = "aesthetic-jax flax grain jax jaxlib numpy optax orbax-checkpoint te
 
 
 def _git_commit() -> str | None:
+    """The commit that an installation without its repository was told it is (tpu/), else the repository's."""
+    if commit := os.environ.get("AESTHETIC_JAX_COMMIT"):
+        return commit
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    except FileNotFoundError:  # no git, as in a slim container
+        return None
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
