@@ -3,6 +3,7 @@
 aesthetic-jax evaluate --config=configs/X.py --checkpoint=DIR --split=test --out=DIR
 """
 
+import dataclasses
 import json
 
 from absl import flags
@@ -34,6 +35,7 @@ def main(arguments: flags.FlagValues) -> None:
     check_config(config)
     records = open_records(config.data.manifest, config.data.data_dir, arguments.split)
     architecture, parameters, tokenizer = load_model(checkpoint)
+    architecture = dataclasses.replace(architecture, attention=config.model.attention)  # of this machine, not the run's
     encoder = make_encoder(config, architecture, load_tokenizer(tokenizer))
     graph, _ = abstract_model(architecture)
     greedy = make_greedy(graph, encoder, config.max_completion_length)

@@ -3,6 +3,7 @@
 aesthetic-jax screen --checkpoint=DIR --original=IMG --candidates=A,B,C,D [--dimension=NAME]
 """
 
+import dataclasses
 import json
 
 from absl import flags
@@ -43,6 +44,7 @@ def main(arguments: flags.FlagValues) -> None:
             raise UserError(f"{path}: there is no such image")
 
     architecture, parameters, tokenizer = load_model(checkpoint)
+    architecture = dataclasses.replace(architecture, attention="auto")  # of this machine, not the run's
     dimensions = [arguments.dimension] if arguments.dimension else DIMENSIONS
     images = tuple(path.read_bytes() for path in paths)
     names = ", ".join(map(str, paths))

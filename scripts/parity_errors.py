@@ -94,19 +94,17 @@ def _norm_epsilon() -> list[Patch]:
 
 
 def _padding_seen() -> list[Patch]:
-    right = internvl.attention
+    def as_it_stands(mask):
+        return jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
 
-    def causal_alone(queries, keys, values, mask):
-        return right(queries, keys, values, jnp.tril(jnp.ones_like(mask)))
-
-    return [(internvl, "attention", causal_alone)]
+    return [(internvl, "_tokens_first", as_it_stands)]
 
 
 def _group_sees_itself() -> list[Patch]:
     right = internvl.shared_prompt_attention
 
-    def uncausal(queries, keys, values, prompt_mask, own_keys, own_values, mask):
-        return right(queries, keys, values, prompt_mask, own_keys, own_values, jnp.ones_like(mask))
+    def uncausal(queries, keys, values, prompt_mask, own_keys, own_values, _, **rest):
+        return right(queries, keys, values, prompt_mask, own_keys, own_values, own_keys.shape[2], **rest)
 
     return [(internvl, "shared_prompt_attention", uncausal)]
 

@@ -1,29 +1,96 @@
 """Attention with grouped queries: over one sequence, and over a prompt shared by a group plus each member's own keys.
 
-Softmax runs in float32. Masks are boolean, True where a query may look. The largest negative number stands in for minus
-infinity, so that a row that may look nowhere (padding) stays finite.
+Three back ends compute the same. `xla` is the reference: it holds the scores, H S Z float32 numbers a row, and runs anywhere.
+`splash` (TPU) and `cudnn` (GPU) go through them in blocks, forward and backward. What a query may see is described, not
+handed over as a mask [B, S, Z]: every back end makes of it what it needs.
+
+Softmax runs in float32. In `xla` the largest negative number stands in for minus infinity, so that a row that may look
+nowhere stays finite.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
+
+from aesthetic_jax.errors import UserError
+from aesthetic_jax.models.config import ATTENTION, InternVLConfig
+from aesthetic_jax.models.splash import LANES, splash_attention
 
 _NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
+_CUDNN_WIDTH = 128  # channels of a head at most; Hopper and later take 256
+
+
+def choose_backend(config: InternVLConfig) -> str:
+    """The back end that `config.attention` means for this program: "xla", "cudnn" or "splash".
+
+    The program is taken to be for the devices of the mesh in context (`jax.set_mesh`), which may be a TPU's that isn't here,
+    and without a mesh for JAX's default ones. "auto" is splash on TPU, cudnn on GPU where it takes the model, else xla.
+
+    Raises:
+        UserError: there is no such back end, or it can't run there, or not this model.
+    """
+    if config.attention not in ATTENTION:
+        raise UserError(f"config.model.attention: no '{config.attention}'; choose from {', '.join(ATTENTION)}")
+    platform = _platform()
+    if config.attention == "auto":
+        backend = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla")
+        return "xla" if _refusal(backend, platform, config) else backend
+    if refusal := _refusal(config.attention, platform, config):
+        raise UserError(f"config.model.attention: {refusal}")
+    return config.attention
+
+
+def _platform() -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
+def _refusal(backend: str, platform: str, config: InternVLConfig) -> str | None:
+    """Why a back end can't run a model on a platform, and the mend; None: it can."""
+    needed = {"splash": "tpu", "cudnn": "gpu"}.get(backend, platform)
+    if platform != needed:
+        return f"{backend} runs on a {needed.upper()}, and this is a {platform.upper()}; choose auto or xla"
+    if backend != "cudnn":  # splash takes every head and dtype
+        return None
+    if config.dtype != "bfloat16":
+        return f"cudnn takes bfloat16, and config.model.dtype is {config.dtype}; choose bfloat16 there, or auto or xla here"
+    for part, width in (("vision tower", config.vision.head_dim), ("language model", config.text.head_dim)):
+        if width % 8 or width > _CUDNN_WIDTH:
+            return (
+                f"cudnn takes heads of a multiple of 8 channels, up to {_CUDNN_WIDTH}, and the {part}'s have {width}; "
+                "choose auto or xla"
+            )
+    return None
 
 
 def attention(
     queries: Float[Array, "B S H E"],
     keys: Float[Array, "B Z K E"],
     values: Float[Array, "B Z K E"],
-    mask: Bool[Array, "B S Z"] | None = None,
+    *,
+    causal: bool = False,
+    backend: str = "xla",
 ) -> Float[Array, "B S H E"]:
-    """Scaled dot-product attention; query head h reads key-value head h // (H / K)."""
+    """Scaled dot-product attention; query head h reads key-value head h // (H / K).
+
+    Args:
+        queries: of S tokens.
+        keys: of Z tokens; causal needs Z = S.
+        values: of the same.
+        causal: query s sees keys 0 to s; else every query sees all keys.
+        backend: of `choose_backend`.
+    """
+    if backend == "splash":
+        prefix, run = (0, queries.shape[1]) if causal else (keys.shape[1], 0)
+        return splash_attention(queries, keys, values, prefix=prefix, run=run)
+    if backend == "cudnn":
+        return _cudnn(queries, keys, values, causal=causal)
     batch, length, heads, width = queries.shape
     kv_heads = keys.shape[2]
     grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
     scores = jnp.einsum("bskre,bzke->bkrsz", grouped, keys, preferred_element_type=jnp.float32) * width**-0.5
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, _NEVER)
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, _NEVER)
     weights = jax.nn.softmax(scores).astype(values.dtype)
     return jnp.einsum("bkrsz,bzke->bskre", weights, values).reshape(queries.shape)
 
@@ -35,21 +102,98 @@ def shared_prompt_attention(
     prompt_mask: Bool[Array, "B P"],
     keys: Float[Array, "B G S K E"],
     values: Float[Array, "B G S K E"],
-    mask: Bool[Array, "T S"],
+    filled: int | Int[Array, ""] = 0,
+    *,
+    backend: str = "xla",
 ) -> Float[Array, "B G T H E"]:
     """Attention of G completions over their one prompt and over their own tokens, in one softmax.
 
-    Equal to `attention` on prompt and completion concatenated with the prompt repeated G times, but the prompt's keys are
-    read once: all G * T queries of a prompt meet them in one matrix product.
+    Equal to `attention` on prompt and completion concatenated with the prompt repeated G times. In `xla` and `splash` the
+    prompt's keys are there once for all G * T queries; `cudnn` gets a copy a completion.
+
+    Args:
+        queries: of T tokens a completion.
+        prompt_keys: of P tokens.
+        prompt_values: of the same.
+        prompt_mask: True where there is a token.
+        keys: the completions' own.
+        values: of the same.
+        filled: tokens before the T of `queries`: query t sees own keys 0 to filled + t.
+        backend: of `choose_backend`; all but xla need filled = 0 and S = T.
     """
+    if backend != "xla":
+        shared = {"splash": _shared_by_splash, "cudnn": _shared_by_cudnn}[backend]
+        return shared(queries, prompt_keys, prompt_values, prompt_mask, keys, values)
     batch, group, length, heads, width = queries.shape
     kv_heads, prompt = keys.shape[3], prompt_keys.shape[1]
     grouped = queries.reshape(batch, group, length, kv_heads, heads // kv_heads, width) * width**-0.5
     to_prompt = jnp.einsum("bgtkre,bpke->bkrgtp", grouped, prompt_keys, preferred_element_type=jnp.float32)
     to_own = jnp.einsum("bgtkre,bgske->bkrgts", grouped, keys, preferred_element_type=jnp.float32)
     to_prompt = jnp.where(prompt_mask[:, None, None, None, None], to_prompt, _NEVER)
-    to_own = jnp.where(mask, to_own, _NEVER)
+    to_own = jnp.where(jnp.arange(keys.shape[2]) <= filled + jnp.arange(length)[:, None], to_own, _NEVER)
     weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1)).astype(values.dtype)
     mixed = jnp.einsum("bkrgtp,bpke->bgtkre", weights[..., :prompt], prompt_values)
     mixed += jnp.einsum("bkrgts,bgske->bgtkre", weights[..., prompt:], values)
     return mixed.reshape(queries.shape)
+
+
+def _shared_by_splash(queries, prompt_keys, prompt_values, prompt_mask, keys, values):
+    """The G completions as one sequence behind the prompt, in which each sees the prompt and its own run of T tokens."""
+    batch, group, length = queries.shape[:3]
+    fill = -length % LANES
+    if 8 * fill > length:  # costs more than runs that straddle blocks do
+        fill = 0
+
+    def in_one_row(x):
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, fill), (0, 0), (0, 0)))
+        return x.reshape(batch, group * (length + fill), *x.shape[3:])
+
+    own = jnp.ones((batch, group * (length + fill)), bool)
+    mixed = splash_attention(
+        in_one_row(queries),
+        jnp.concatenate([prompt_keys, in_one_row(keys)], axis=1),
+        jnp.concatenate([prompt_values, in_one_row(values)], axis=1),
+        jnp.concatenate([prompt_mask, own], axis=1),
+        prefix=prompt_mask.shape[1],
+        run=length + fill,
+    )
+    return mixed.reshape(batch, group, length + fill, *mixed.shape[2:])[:, :, :length]
+
+
+def _shared_by_cudnn(queries, prompt_keys, prompt_values, prompt_mask, keys, values):
+    """A row a completion: its own copy of the prompt's keys, its own behind them, and a mask [B * G, 1, T, P + T].
+
+    cuDNN's own causal and length masks both begin at the first key, so that neither fits keys behind a padded prompt.
+    """
+    batch, group, length = queries.shape[:3]
+
+    def in_rows(prompt, own):
+        prompt = jnp.broadcast_to(prompt[:, None], (batch, group, *prompt.shape[1:]))
+        return jnp.concatenate([prompt, own], axis=2).reshape(batch * group, -1, *own.shape[3:])
+
+    to_prompt = jnp.broadcast_to(prompt_mask[:, None, None], (batch, group, length, prompt_mask.shape[1]))
+    to_own = jnp.broadcast_to(jnp.tril(jnp.ones((length, length), bool)), (batch, group, length, length))
+    mixed = _cudnn(
+        queries.reshape(batch * group, *queries.shape[2:]),
+        in_rows(prompt_keys, keys),
+        in_rows(prompt_values, values),
+        mask=jnp.concatenate([to_prompt, to_own], axis=-1).reshape(batch * group, 1, length, -1),
+    )
+    return mixed.reshape(queries.shape)
+
+
+def _cudnn(queries, keys, values, *, mask=None, causal=False):
+    """cuDNN's attention, fitted to what JAX asks of it for a backward pass: even numbers of queries and of keys."""
+    length, span = queries.shape[1], keys.shape[1]
+    more_queries, more_keys = length % 2, span % 2
+    lengths = None
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more_queries), (0, more_keys)))
+    elif more_keys and not causal:
+        lengths = jnp.full(len(keys), span, jnp.int32)
+    queries = jnp.pad(queries, ((0, 0), (0, more_queries), (0, 0), (0, 0)))
+    keys, values = (jnp.pad(x, ((0, 0), (0, more_keys), (0, 0), (0, 0))) for x in (keys, values))
+    mixed = jax.nn.dot_product_attention(
+        queries, keys, values, mask=mask, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+    return mixed[:, :length]

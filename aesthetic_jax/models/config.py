@@ -2,6 +2,8 @@
 
 import dataclasses
 
+ATTENTION = ("auto", "xla", "cudnn", "splash")  # values of InternVLConfig.attention
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -23,6 +25,11 @@ class VisionConfig:
     def grid(self) -> int:
         """Patches along one side of a tile."""
         return self.image_size // self.patch_size
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,8 @@ class InternVLConfig:
         image_token: id of `<IMG_CONTEXT>`, the token whose embedding an image feature replaces.
         dtype: what activations are computed in; logits, softmax, norms and rotary angles stay float32.
         remat: what the backward pass recomputes per layer: "none", "dots" (keeps matrix products), "full".
+        attention: the back end of all attention but decoding's, which is "xla": "auto", "xla", "cudnn", "splash"; see
+            `attention.choose_backend`.
         lora_rank: rank of the language model's LoRA; 0 for none.
         lora_alpha: LoRA's numerator; the update is scaled by lora_alpha / lora_rank.
     """
@@ -64,6 +73,7 @@ class InternVLConfig:
     shuffle: int = 2  # 1 / downsample_ratio: patches merged along each side
     dtype: str = "float32"
     remat: str = "full"
+    attention: str = "xla"
     lora_rank: int = 0
     lora_alpha: float = 32.0
 

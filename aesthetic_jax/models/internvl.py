@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from aesthetic_jax.models.attention import attention, shared_prompt_attention
+from aesthetic_jax.models.attention import attention, choose_backend, shared_prompt_attention
 from aesthetic_jax.models.config import InternVLConfig
 from aesthetic_jax.models.language import LanguageModel, rotary_angles
 from aesthetic_jax.models.layers import scan_layers
@@ -22,7 +22,7 @@ class PromptCache(NamedTuple):
 
     keys: Float[Array, "L B P K E"]
     values: Float[Array, "L B P K E"]
-    mask: Bool[Array, "B P"]  # True at tokens, False at padding
+    mask: Bool[Array, "B P"]  # True at tokens, False at the padding behind them, wherever the prompt had it
     last_hidden: Float[
         Array, "B D"
     ]  # normed hidden state of the last prompt token: predicts the first completion token
@@ -50,6 +50,15 @@ def _place_images(
     return jnp.where(is_image[..., None], placed, text)
 
 
+def _tokens_first(mask: Bool[Array, "B S"]) -> Int[Array, "B S"]:
+    """Where each row's tokens are, in order, and then its padding: behind the tokens it is out of causal sight."""
+    return jnp.argsort(~mask, axis=1, stable=True)
+
+
+def _reorder(x: Float[Array, "B S D"], order: Int[Array, "B S"]) -> Float[Array, "B S D"]:
+    return jnp.take_along_axis(x, order[..., None], axis=1)
+
+
 class InternVL(nnx.Module):
     """InternVL 2.5 / 3: InternViT, pixel shuffle, MLP projector and Qwen2, plain causal attention throughout."""
 
@@ -67,7 +76,8 @@ class InternVL(nnx.Module):
         """
         if tiles.dtype == jnp.uint8:
             tiles = normalize(tiles)
-        x = self.vision(tiles.reshape(-1, *tiles.shape[-3:]).astype(self.config.dtype), remat=self.config.remat)
+        x = tiles.reshape(-1, *tiles.shape[-3:]).astype(self.config.dtype)
+        x = self.vision(x, self.config.remat, choose_backend(self.config))
         grid = self.config.vision.grid
         x = pixel_shuffle(x.reshape(-1, grid, grid, x.shape[-1]), self.config.shuffle)
         return x.reshape(*tiles.shape[:-3], *x.shape[1:])
@@ -89,10 +99,11 @@ class InternVL(nnx.Module):
         """
         if images is not None:
             images = self.image_features(images) if images.ndim == 5 else self.projector(images)
-        hidden, (keys, values) = self._forward(self._embed(prompt_ids, images), prompt_mask)
-        last = prompt_mask.shape[1] - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=1)
-        last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-        return PromptCache(keys, values, prompt_mask, last_hidden)
+        x = _reorder(self._embed(prompt_ids, images), _tokens_first(prompt_mask))
+        hidden, (keys, values) = self._forward(x)
+        count = prompt_mask.sum(axis=1, keepdims=True)
+        last_hidden = jnp.take_along_axis(hidden, count[..., None] - 1, axis=1)[:, 0]
+        return PromptCache(keys, values, jnp.arange(prompt_mask.shape[1]) < count, last_hidden)
 
     def extend(
         self, prompt: PromptCache, completion_ids: Int[Array, "B G T"], suffix: SuffixCache | None = None
@@ -111,8 +122,7 @@ class InternVL(nnx.Module):
         steps = filled + jnp.arange(length)
         positions = prompt.mask.sum(1)[:, None, None] + jnp.broadcast_to(steps, completion_ids.shape)
         angles = rotary_angles(positions, text.head_dim, text.rope_theta)
-        span = length if suffix is None else suffix.keys.shape[3]
-        mask = jnp.arange(span) <= steps[:, None]
+        backend = choose_backend(self.config) if suffix is None else "xla"
         x = self.language.embedding[completion_ids].astype(self.config.dtype)
 
         def step(layer, carry, slices):
@@ -128,7 +138,8 @@ class InternVL(nnx.Module):
                         values=jax.lax.dynamic_update_slice(suffix.values, values[None], start),
                     )
                     keys, values = suffix.keys[index], suffix.values[index]
-                return shared_prompt_attention(queries, prompt_keys, prompt_values, prompt.mask, keys, values, mask)
+                prompt_slices = prompt_keys, prompt_values, prompt.mask
+                return shared_prompt_attention(queries, *prompt_slices, keys, values, filled, backend=backend)
 
             x = layer(x, angles, attend)
             return (x, suffix), None
@@ -166,7 +177,9 @@ class InternVL(nnx.Module):
         if pixel_values is not None and pixel_values.shape[0]:
             features = self.image_features(jnp.asarray(pixel_values)).reshape(1, -1, self.width)
         x = self._embed(jnp.asarray(input_ids).reshape(1, -1), features).reshape(*input_ids.shape, -1)
-        return self.logits(self._forward(x, mask)[0])
+        order = _tokens_first(mask)
+        hidden, _ = self._forward(_reorder(x, order))
+        return self.logits(_reorder(hidden, jnp.argsort(order, axis=1)))
 
     @property
     def width(self) -> int:
@@ -179,13 +192,11 @@ class InternVL(nnx.Module):
             return x
         return _place_images(x, ids == self.config.image_token, features.reshape(ids.shape[0], -1, self.width))
 
-    def _forward(self, x: Float[Array, "B S D"], mask: Bool[Array, "B S"]) -> tuple:
-        """Causal pass over padded rows: normed hidden states and every layer's keys and values."""
+    def _forward(self, x: Float[Array, "B S D"]) -> tuple:
+        """Causal pass over rows that begin with their tokens: normed hidden states and every layer's keys and values."""
         text = self.config.text
-        positions = jnp.clip(jnp.cumsum(mask, axis=1) - 1, 0)
-        angles = rotary_angles(positions, text.head_dim, text.rope_theta)
-        length = x.shape[1]
-        visible = jnp.tril(jnp.ones((length, length), bool)) & mask[:, None, :]
+        angles = rotary_angles(jnp.arange(x.shape[1]), text.head_dim, text.rope_theta)
+        backend = choose_backend(self.config)
 
         def step(layer, x, _):
             cache = ()
@@ -193,7 +204,7 @@ class InternVL(nnx.Module):
             def attend(queries, keys, values):
                 nonlocal cache
                 cache = keys, values
-                return attention(queries, keys, values, visible)
+                return attention(queries, keys, values, causal=True, backend=backend)
 
             x = layer(x, angles, attend)
             return x, cache

@@ -36,14 +36,14 @@ class VisionLayer(nnx.Module):
         self.heads = config.heads
         self.qk_norm = config.qk_norm
 
-    def __call__(self, x: Float[Array, "M S D"]) -> Float[Array, "M S D"]:
+    def __call__(self, x: Float[Array, "M S D"], backend: str = "xla") -> Float[Array, "M S D"]:
         """One layer over M tiles of S = 1 + patches tokens, each attending to all of its tile."""
         h = self.norm1(x)
         queries, keys, values = self.query(h), self.key(h), self.value(h)
         if self.qk_norm:  # over the whole width, before it is cut into heads
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         split = (*x.shape[:2], self.heads, -1)
-        mixed = attention(queries.reshape(split), keys.reshape(split), values.reshape(split))
+        mixed = attention(queries.reshape(split), keys.reshape(split), values.reshape(split), backend=backend)
         x = x + self.out(mixed.reshape(x.shape)) * self.scale1.astype(x.dtype)
         h = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
         return x + self.down(h) * self.scale2.astype(x.dtype)
@@ -61,14 +61,16 @@ class VisionTower(nnx.Module):
         self.layers = VisionLayer(config, stack=(config.layers,), rngs=rngs)
         self.config = config
 
-    def __call__(self, tiles: Float[Array, "M X X 3"], remat: str = "none") -> Float[Array, "M X/p*X/p D"]:
-        """Features of M tiles of X pixels a side, patches row by row."""
+    def __call__(
+        self, tiles: Float[Array, "M X X 3"], remat: str = "none", backend: str = "xla"
+    ) -> Float[Array, "M X/p*X/p D"]:
+        """Features of M tiles of X pixels a side, patches row by row; `backend` of `attention.choose_backend`."""
         count, grid, patch = tiles.shape[0], self.config.grid, self.config.patch_size
         x = tiles.reshape(count, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(count, grid**2, -1)
         x = self.patch_embed(x)
         first = jnp.broadcast_to(self.class_token.astype(x.dtype), (count, 1, x.shape[-1]))
         x = jnp.concatenate([first, x], axis=1) + self.positions.astype(x.dtype)
-        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x), None), x, remat=remat)
+        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, backend), None), x, remat=remat)
         return x[:, 1:]
 
 

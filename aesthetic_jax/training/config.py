@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict, config_dict
 
 from aesthetic_jax.errors import UserError
-from aesthetic_jax.models.config import PRESETS
+from aesthetic_jax.models.config import ATTENTION, PRESETS
 
 
 def base_config() -> ConfigDict:
@@ -27,6 +27,9 @@ def base_config() -> ConfigDict:
     config.model.preset = "internvl3_2b"  # used when init_from is ""
     config.model.dtype = "bfloat16"  # activations; parameters are float32
     config.model.remat = "full"  # "none", "dots", "full"
+    config.model.attention = (
+        "auto"  # "xla", "cudnn" (GPU), "splash" (TPU); "auto": the device's own where it takes the model
+    )
     config.model.freeze = ("vision",)  # of vision, projector, language
     config.model.lora_rank = 0  # above 0: the language model is trained through LoRA
     config.model.lora_alpha = 32.0
@@ -135,6 +138,7 @@ def check_config(config: ConfigDict) -> None:
     need("model.dtype", config.model.dtype in ("float32", "bfloat16"), "choose float32 or bfloat16")
     need("model.remat", config.model.remat in ("none", "dots", "full"), "choose none, dots or full")
     need("data.max_tiles", config.data.max_tiles >= 1, f"is {config.data.max_tiles}; give at least 1")
+    need("model.attention", config.model.attention in ATTENTION, f"choose from {', '.join(ATTENTION)}")
     for field in ("prompt_buckets", "completion_buckets"):
         buckets = config.data[field]
         ascending = len(buckets) > 0 and list(buckets) == sorted(set(buckets))

@@ -44,7 +44,7 @@ def scratch_model(
 def initial_model(
     config: ConfigDict, texts: Callable[[], Iterable[str]]
 ) -> tuple[InternVLConfig, Parameters, ChatTokenizer]:
-    """What `config.init_from` names, with the config's dtype, rematerialisation and LoRA.
+    """What `config.init_from` names, with the config's dtype, rematerialisation, attention and LoRA.
 
     Args:
         texts: gives the texts that a model from scratch trains its tokenizer on.
@@ -67,7 +67,7 @@ def initial_model(
 
 
 def _with_overrides(architecture: InternVLConfig, config: ConfigDict) -> InternVLConfig:
-    overrides = {"dtype": config.model.dtype, "remat": config.model.remat}
+    overrides = {name: config.model[name] for name in ("dtype", "remat", "attention")}
     if config.model.lora_rank:
         overrides |= {"lora_rank": config.model.lora_rank, "lora_alpha": config.model.lora_alpha}
     return dataclasses.replace(architecture, **overrides)
