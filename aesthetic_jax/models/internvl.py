@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from aesthetic_jax.models.attention import attention, choose_backend, shared_prompt_attention
 from aesthetic_jax.models.config import InternVLConfig
-from aesthetic_jax.models.language import LanguageModel, rotary_angles
+from aesthetic_jax.models.language import LanguageModel, TextLayer, rotary_angles
 from aesthetic_jax.models.layers import scan_layers
 from aesthetic_jax.models.vision import Projector, VisionTower, pixel_shuffle
 
@@ -105,13 +105,31 @@ class InternVL(nnx.Module):
         last_hidden = jnp.take_along_axis(hidden, count[..., None] - 1, axis=1)[:, 0]
         return PromptCache(keys, values, jnp.arange(prompt_mask.shape[1]) < count, last_hidden)
 
+    def unstack(self, prompt: PromptCache) -> list[tuple[TextLayer, Array, Array]]:
+        """Each layer, and its keys and values of the prompt, as arrays of their own: what `extend` may run in place of a scan.
+
+        For decoding on CPUs, whose compiler copies the parameters that a scan slices, at every token anew. Taken outside
+        the loop over tokens they are copied once.
+        """
+        graph, parameters = nnx.split(self.language.layers)
+        stacked = (parameters, prompt.keys, prompt.values)
+        slices = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.text.layers))
+        return [(nnx.merge(graph, layer), keys, values) for layer, keys, values in slices]
+
     def extend(
-        self, prompt: PromptCache, completion_ids: Int[Array, "B G T"], suffix: SuffixCache | None = None
+        self,
+        prompt: PromptCache,
+        completion_ids: Int[Array, "B G T"],
+        suffix: SuffixCache | None = None,
+        unstacked: list[tuple[TextLayer, Array, Array]] | None = None,
     ) -> tuple[Float[Array, "B G T D"], SuffixCache | None]:
         """Continues G completions of each prompt on that prompt's one cache.
 
         Without a suffix cache the T tokens are the completions' first ones and see each other causally: training. With one
         they follow the `suffix.filled` tokens before them and are written behind those: decoding, usually T = 1.
+
+        Args:
+            unstacked: what `unstack` made of this prompt; None: the layers are scanned.
 
         Returns:
             Normed hidden states ([..., t] predicts token t + 1) and the suffix cache, grown by T.
@@ -144,9 +162,13 @@ class InternVL(nnx.Module):
             x = layer(x, angles, attend)
             return (x, suffix), None
 
-        layers = (jnp.arange(text.layers), prompt.keys, prompt.values)
-        remat = self.config.remat if suffix is None else "none"
-        (x, suffix), _ = scan_layers(self.language.layers, step, (x, suffix), layers, remat)
+        if unstacked is None:
+            layers = (jnp.arange(text.layers), prompt.keys, prompt.values)
+            remat = self.config.remat if suffix is None else "none"
+            (x, suffix), _ = scan_layers(self.language.layers, step, (x, suffix), layers, remat)
+        else:
+            for index, (layer, *cache) in enumerate(unstacked):
+                (x, suffix), _ = step(layer, (x, suffix), (index, *cache))
         if suffix is not None:
             suffix = suffix._replace(filled=filled + length)
         return self.language.norm(x), suffix

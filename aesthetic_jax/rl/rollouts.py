@@ -58,6 +58,8 @@ def sample_completions(
     keys = jax.vmap(fold, in_axes=(0, None))(fold(key, sample_ids), jnp.arange(group))
     allowed = jnp.arange(model.config.text.vocab_size) != model.config.image_token
 
+    unstacked = model.unstack(prompt) if jax.default_backend() == "cpu" else None
+
     def draw(state: _Decoding) -> tuple[Array, Array]:
         logprobs = jax.nn.log_softmax(model.logits(state.hidden) / (temperature or 1.0))
         scores = jnp.where(allowed, logprobs, -jnp.inf)
@@ -72,7 +74,7 @@ def sample_completions(
         token, logprob = draw(state)
         token = jnp.where(state.ended, pad_token, token)
         logprob = jnp.where(state.ended, 0.0, logprob)
-        hidden, suffix = model.extend(prompt, token[..., None], state.suffix)
+        hidden, suffix = model.extend(prompt, token[..., None], state.suffix, unstacked)
         at = (0, 0, state.position)
         return _Decoding(
             position=state.position + 1,
