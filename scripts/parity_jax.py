@@ -352,7 +352,8 @@ def grpo_run(work: Work) -> dict:
     graph, parameters = load_model(work)
     batches, end = _grpo_batches(work)
     optimizer = _optimizer(cases.GRPO_LEARNING_RATE)
-    state = package_state.init_state(parameters, optimizer, freeze=(), lora=False)
+    # The updates take the memory of what they start from, which is the reference too.
+    state = package_state.init_state(jax.tree.map(jnp.copy, parameters), optimizer, freeze=(), lora=False)
     settings = dict(graph=graph, temperature=cases.TEMPERATURE)
     logprobs = jax.jit(functools.partial(package_grpo.logprobs, **settings))
     settings |= dict(optimizer=optimizer, loss_type=cases.LOSS_TYPE, beta=cases.BETA)

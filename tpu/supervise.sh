@@ -56,7 +56,7 @@ while true; do
     give_up 1 "someone deleted it while the command ran"
   elif [ "$code" -eq 75 ]; then
     counted=0
-    say "$name: the command was stopped and has saved its state; starting it again"
+    say "$name: the command can go on from its checkpoint; starting it again"
   else
     counted=1 failures=$((failures + 1))
     ((failures < max_failures)) || give_up 1 "$failures failures that were no preemptions, the last with exit code $code"
