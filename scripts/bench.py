@@ -6,7 +6,7 @@ Benchmarks:
   grpo_update   one optimiser update on a rollout, the reference's log-probabilities (beta 0.04) included
   rollout       prefill and sampling, every completion to its full length
   sft_step      one optimiser step on 16 samples of 5 images and mixed lengths
-  input         JPEG bytes to tiles and token ids, on one core
+  input         JPEG bytes to tiles, on one core
   import        load_pretrained of a checkpoint of this size, written for the purpose
   compile_time  compiling sft, update and rollout, nothing run
 
@@ -49,7 +49,7 @@ from aesthetic_jax.models.config import PRESETS, InternVLConfig, TextConfig, Vis
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.training import grpo
 from aesthetic_jax.training.config import sft_config
-from aesthetic_jax.training.flops import batch_flops, forward_flops, peak_flops
+from aesthetic_jax.training.flops import batch_flops, best_seconds, forward_flops, peak_flops
 from aesthetic_jax.training.sft import make_sft_update
 from aesthetic_jax.training.state import TrainState, Update, init_state, make_optimizer, split, split_rows
 
@@ -262,13 +262,7 @@ def copy_bandwidth() -> float:
     """Bytes read and written per second by copying a large array."""
     x = jnp.zeros(2**27 if jax.default_backend() == "cpu" else 2**30, jnp.float32)
     add = jax.jit(lambda x: x + 1)
-    add(x).block_until_ready()
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        add(x).block_until_ready()
-        times.append(time.perf_counter() - began)
-    return 2 * x.nbytes / min(times)
+    return 2 * x.nbytes / best_seconds(lambda: add(x))
 
 
 def sft_lengths(size: Size, samples: int = 16) -> tuple[list[int], list[int]]:

@@ -49,6 +49,11 @@ class Sample:
         return (self.original, *self.candidates)
 
 
+def place_name(place: int) -> str:
+    """What an image of a sample is called: "original" for 0, then the letters of the candidates."""
+    return OPTIONS[place - 1] if place else "original"
+
+
 def read_manifest(path: str, check_files: bool = True) -> list[Sample]:
     """All samples of a manifest, in its order; lines of white space are passed over.
 

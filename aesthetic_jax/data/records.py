@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool
 
-from aesthetic_jax.data.manifest import DIMENSIONS, OPTIONS, SPLITS, Sample, read_manifest
+from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, place_name, read_manifest
 from aesthetic_jax.errors import UserError
 
 
@@ -68,8 +68,7 @@ def open_records(manifest: str | None = None, data_dir: str | None = None, split
     Raises:
         UserError: not exactly one of the two, no such data, or no samples in the split.
     """
-    if bool(manifest) == bool(data_dir):
-        raise UserError("data: give either data.manifest or data.data_dir")
+    _check_source(manifest, data_dir)
     if manifest:
         samples = tuple(sample for sample in read_manifest(manifest) if sample.split == split)
         if not samples:
@@ -78,14 +77,18 @@ def open_records(manifest: str | None = None, data_dir: str | None = None, split
     return _BuiltRecords(_version_folder(data_dir), split).checked()
 
 
+def _check_source(manifest: str | None, data_dir: str | None) -> None:
+    if bool(manifest) == bool(data_dir):
+        raise UserError("data: give either data.manifest or data.data_dir")
+
+
 def open_splits(manifest: str | None = None, data_dir: str | None = None) -> dict[str, Records]:
     """All splits that have samples, each as `open_records` gives it; a manifest is read once.
 
     Raises:
         UserError: as `open_records`.
     """
-    if bool(manifest) == bool(data_dir):
-        raise UserError("data: give either data.manifest or data.data_dir")
+    _check_source(manifest, data_dir)
     if manifest:
         samples = read_manifest(manifest)
         rows = {split: tuple(sample for sample in samples if sample.split == split) for split in SPLITS}
@@ -197,8 +200,7 @@ class _BuiltRecords(Records):
         return list(self._metadata["ids"][self.split])
 
     def image_name(self, index: int, place: int) -> str:
-        letter = OPTIONS[place - 1] if place else "original"
-        return f"{self.split}/{self._metadata['ids'][self.split][index]}/{letter}"
+        return f"{self.split}/{self._metadata['ids'][self.split][index]}/{place_name(place)}"
 
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.isin(np.arange(len(self)), self._metadata["reasoned"][self.split])

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from aesthetic_jax.data.images import FORMATS, decode_image, image_format, tile_grid
-from aesthetic_jax.data.manifest import DIMENSIONS, OPTIONS, SPLITS
+from aesthetic_jax.data.manifest import DIMENSIONS, OPTIONS, SPLITS, place_name
 from aesthetic_jax.data.perceptual_hash import describe_image
 from aesthetic_jax.data.prompts import completion_text, prompt_text, question_text
 from aesthetic_jax.data.records import Record, Records
@@ -73,11 +73,7 @@ class Survey(NamedTuple):
     def image_name(self, index: int) -> str:
         """SPLIT/ID/original or SPLIT/ID/LETTER of an image."""
         sample, place = self.images["sample"][index], self.images["place"][index]
-        return f"{self.sample_name(sample)}/{_place_name(place)}"
-
-
-def _place_name(place: int) -> str:
-    return OPTIONS[place - 1] if place else "original"
+        return f"{self.sample_name(sample)}/{place_name(place)}"
 
 
 def survey(
@@ -141,7 +137,7 @@ def _examine(item: tuple[str, Records, int, str], encoder: "Encoder | None") -> 
         try:
             image = decode_image(data, records.image_name(index, place))
         except UserError as error:
-            faults.append({"name": f"{split}/{name}/{_place_name(place)}", "error": str(error)})
+            faults.append({"name": f"{split}/{name}/{place_name(place)}", "error": str(error)})
             continue
         row["format"] = FORMATS.index(image_format(data))
         row["width"], row["height"] = image.size

@@ -102,27 +102,25 @@ def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: Ch
     )
 
 
-def read_encoder(config: ConfigDict) -> Encoder:
-    """The encoder of the model that `config.init_from` names, found without its parameters."""
-    if is_hugging_face(config.init_from):
+def config_architecture(config: ConfigDict) -> InternVLConfig:
+    """The architecture of a config's model, found without reading its parameters; a preset keeps its own vocabulary."""
+    if config.init_from and is_hugging_face(config.init_from):
         from aesthetic_jax.checkpoints import huggingface
 
-        architecture = huggingface.read_config(config.init_from)
-    else:
-        architecture = read_architecture(str(locate(config.init_from)[0]))
-    return make_encoder(config, architecture, load_tokenizer(tokenizer_directory(config.init_from)))
+        return _with_overrides(huggingface.read_config(config.init_from), config)
+    if config.init_from:
+        return _with_overrides(read_architecture(str(locate(config.init_from)[0])), config)
+    return _with_overrides(PRESETS[config.model.preset], config)
+
+
+def read_encoder(config: ConfigDict) -> Encoder:
+    """The encoder of the model that `config.init_from` names, found without its parameters."""
+    return make_encoder(config, config_architecture(config), load_tokenizer(tokenizer_directory(config.init_from)))
 
 
 def describe(config: ConfigDict) -> str:
     """Size of a config's model, found without computing anything."""
-    architecture = _with_overrides(PRESETS[config.model.preset], config)
-    if config.init_from and is_hugging_face(config.init_from):
-        from aesthetic_jax.checkpoints import huggingface
-
-        architecture = _with_overrides(huggingface.read_config(config.init_from), config)
-    elif config.init_from:
-        architecture = _with_overrides(read_architecture(str(locate(config.init_from)[0])), config)
-    _, shapes = abstract_model(architecture)
+    _, shapes = abstract_model(config_architecture(config))
     trained, frozen = split(shapes, tuple(config.model.freeze), bool(config.model.lora_rank))
     counts = {
         name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in (("trained", trained), ("frozen", frozen))
