@@ -44,6 +44,8 @@ def _run(argv: list[str]) -> None:
     if any(argument in ("--help", "-h", "-help") for argument in arguments):
         print(f"{command.__doc__}\n{command.FLAGS.get_help()}")
         return
+    for flag in command.FLAGS:  # in one process, they keep their values from one call to the next
+        command.FLAGS[flag].unparse()
     try:
         rest = command.FLAGS([f"aesthetic-jax {name}", *arguments])[1:]
         if rest:

@@ -11,7 +11,6 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import aesthetic_jax
-from aesthetic_jax import convert as command
 from aesthetic_jax.__main__ import main
 from aesthetic_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
@@ -37,8 +36,6 @@ def published(tmp_path_factory):
 
 
 def convert(*arguments):
-    for name in command.FLAGS:  # flags keep their values from one call in a process to the next
-        command.FLAGS[name].unparse()
     main(["convert", *arguments])
 
 
