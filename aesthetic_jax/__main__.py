@@ -18,9 +18,11 @@ COMMANDS = {
     "build": "turn a manifest into a TFDS data set (ArrayRecord)",
     "inspect": "a data set's statistics, duplicates and leaks, and a contact sheet",
     "train": "run a config: SFT or GRPO; the same command resumes",
+    "mine": "find a split's hard cases, with every sample's completions",
     "evaluate": "answer a split's questions and score them",
     "report": "lay methods side by side: table, curves, summary.json",
     "screen": "judge the candidates of one original image",
+    "compile": "compile a config's steps for a TPU that isn't here; what they need of it",
     "convert": "Hugging Face checkpoints in and out",
 }
 

@@ -7,21 +7,28 @@ import dataclasses
 import json
 
 from absl import flags
+from ml_collections import ConfigDict
 
-from aesthetic_jax.command_line import define_config, require
+from aesthetic_jax.command_line import define_config, define_hosts, joined_hosts, require
 
 FLAGS = flags.FlagValues()
 define_config(FLAGS)
 flags.DEFINE_string("checkpoint", None, "run directory, or one of its checkpoints", flag_values=FLAGS)
 flags.DEFINE_string("split", "test", "split of the config's data set", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "folder for metrics.json and predictions.jsonl", flag_values=FLAGS)
+define_hosts(FLAGS)
 flags.DEFINE_integer("limit", 0, "answer the first so many questions only; 0: all", flag_values=FLAGS)
 
 
 def main(arguments: flags.FlagValues) -> None:
     """Runs the command."""
     config, checkpoint, out = (require(arguments, name) for name in ("config", "checkpoint", "out"))
+    with joined_hosts(arguments):
+        _evaluate(config, checkpoint, out, arguments.split, arguments.limit)
 
+
+def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: int) -> None:
+    import jax
     from etils import epath
 
     from aesthetic_jax.checkpoints.training import abstract_model, load_model
@@ -29,19 +36,24 @@ def main(arguments: flags.FlagValues) -> None:
     from aesthetic_jax.data.tokenizer import load_tokenizer
     from aesthetic_jax.rl.scores import format_table
     from aesthetic_jax.training.config import check_config
-    from aesthetic_jax.training.evaluation import make_greedy, predict, summarize_predictions
+    from aesthetic_jax.training.evaluation import make_sampler, predict, summarize_predictions
+    from aesthetic_jax.training.mesh import check_rows, make_mesh
     from aesthetic_jax.training.model import make_encoder
 
     check_config(config)
-    records = open_records(config.data.manifest, config.data.data_dir, arguments.split)
-    architecture, parameters, tokenizer = load_model(checkpoint)
+    records = open_records(config.data.manifest, config.data.data_dir, split)
+    mesh = make_mesh(config.mesh)
+    check_rows(mesh, "eval_batch_size", config.eval_batch_size)
+    architecture, parameters, tokenizer = load_model(checkpoint, mesh)
     architecture = dataclasses.replace(architecture, attention=config.model.attention)  # of this machine, not the run's
     encoder = make_encoder(config, architecture, load_tokenizer(tokenizer))
     graph, _ = abstract_model(architecture)
-    greedy = make_greedy(graph, encoder, config.max_completion_length)
-    predictions = predict(greedy, parameters, records, encoder, config.eval_batch_size, arguments.limit)
+    greedy = make_sampler(graph, encoder, config.max_completion_length, mesh)
+    predictions = predict(greedy, parameters, records, encoder, config.eval_batch_size, mesh, limit)
 
     metrics = summarize_predictions(predictions)
+    if jax.process_index():
+        return
     folder = epath.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     fields = ("id", "dimension", "completion", "predicted", "answer")

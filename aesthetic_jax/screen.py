@@ -25,6 +25,7 @@ def main(arguments: flags.FlagValues) -> None:
     """Runs the command."""
     checkpoint, original, candidates = (require(arguments, name) for name in ("checkpoint", "original", "candidates"))
 
+    import jax
     from etils import epath
 
     from aesthetic_jax.checkpoints.training import abstract_model, load_model
@@ -32,7 +33,8 @@ def main(arguments: flags.FlagValues) -> None:
     from aesthetic_jax.data.pipeline import Encoder
     from aesthetic_jax.data.records import Record
     from aesthetic_jax.data.tokenizer import load_tokenizer
-    from aesthetic_jax.training.evaluation import make_greedy, predict
+    from aesthetic_jax.training.evaluation import make_sampler, predict
+    from aesthetic_jax.training.mesh import make_mesh
 
     if arguments.dimension and arguments.dimension not in DIMENSIONS:
         raise UserError(f"--dimension: no '{arguments.dimension}'; choose from {', '.join(DIMENSIONS)}")
@@ -43,7 +45,8 @@ def main(arguments: flags.FlagValues) -> None:
         if not path.is_file():
             raise UserError(f"{path}: there is no such image")
 
-    architecture, parameters, tokenizer = load_model(checkpoint)
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    architecture, parameters, tokenizer = load_model(checkpoint, mesh)
     architecture = dataclasses.replace(architecture, attention="auto")  # of this machine, not the run's
     dimensions = [arguments.dimension] if arguments.dimension else DIMENSIONS
     images = tuple(path.read_bytes() for path in paths)
@@ -62,6 +65,6 @@ def main(arguments: flags.FlagValues) -> None:
         completion_buckets=(1,),
     )
     graph, _ = abstract_model(architecture)
-    greedy = make_greedy(graph, encoder, arguments.max_completion_length)
-    for row in predict(greedy, parameters, records, encoder, batch_size=1):
+    greedy = make_sampler(graph, encoder, arguments.max_completion_length, mesh)
+    for row in predict(greedy, parameters, records, encoder, 1, mesh):
         print(json.dumps({name: row[name] for name in ("dimension", "completion", "predicted")}))

@@ -1,15 +1,24 @@
-"""Trains as a config says: SFT or GRPO. Started again with the same --workdir, it goes on from the newest checkpoint.
+"""Trains as a config says: SFT or GRPO. Started again with the same --workdir, it goes on from the newest whole checkpoint.
 
 aesthetic-jax train --config=configs/X.py --workdir=DIR [--config.a.b=value ...]
+
+On several hosts the same command runs on each; --workdir is then a path that all of them see. On SIGTERM, at one host or all,
+a run ends behind the step that it is in, saves a checkpoint and exits with code 75.
 """
+
+import sys
 
 from absl import flags
 
-from aesthetic_jax.command_line import define_config, require
+from aesthetic_jax.command_line import TRY_AGAIN, define_config, define_hosts, joined_hosts, require
 
 FLAGS = flags.FlagValues()
 define_config(FLAGS)
 flags.DEFINE_string("workdir", None, "run directory, may be gs://", flag_values=FLAGS)
+define_hosts(FLAGS)
+flags.DEFINE_bool(
+    "allow_config_change", False, "go on although the config is not what the run was begun with", flag_values=FLAGS
+)
 flags.DEFINE_bool("dry_run", False, "build everything abstractly, print its size, and stop", flag_values=FLAGS)
 
 
@@ -22,7 +31,11 @@ def main(arguments: flags.FlagValues) -> None:
         print(describe(config))
         return
     workdir = require(arguments, "workdir")
-    from aesthetic_jax.training.loop import train
+    with joined_hosts(arguments):
+        from aesthetic_jax.training.loop import train
 
-    train(config, workdir)
+        done = train(config, workdir, arguments.allow_config_change)
+    if not done:
+        print(f"aesthetic-jax: stopped by SIGTERM; the same command goes on from {workdir}", file=sys.stderr)
+        sys.exit(TRY_AGAIN)
     print(workdir)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from aesthetic_jax.checkpoints.huggingface import save_parameters
+from aesthetic_jax.checkpoints.integrity import write_checksums
 from aesthetic_jax.checkpoints.training import abstract_model, write_architecture
 from aesthetic_jax.data.manifest import SPLITS, read_manifest, write_manifest
 from aesthetic_jax.data.pipeline import Encoder
@@ -57,6 +58,7 @@ def run(tmp_path_factory):
     write_architecture(str(folder), PRESETS["tiny"])
     save_tokenizer(TOKENIZER, str(folder / "tokenizer"))
     (folder / "checkpoints" / "3").mkdir(parents=True)
+    write_checksums(folder / "checkpoints" / "3")
     return folder
 
 

@@ -114,6 +114,118 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(runs, start, train, train_w
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("method", ["sft", "hcm_grpo"])
+def test_sigterm_saves_where_the_run_is(runs, start, train, train_words, tmp_path, method):
+    run = tmp_path / "run"
+    words = ("--config.checkpoint_every=100",)
+    process = start(*train_words(method, run, *words))
+    wait_for(process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+    process.terminate()
+    _, errors = process.communicate()
+    steps = [row["step"] for row in log(run)]
+    if len(steps) < 4:  # else it was done before
+        assert process.returncode == 75, errors
+        assert errors.splitlines()[-1] == f"aesthetic-jax: stopped by SIGTERM; the same command goes on from {run}"
+    assert [x.name for x in (run / "checkpoints").iterdir()] == [str(steps[-1])]
+    check(train(method, run, *words))
+    assert log(run) == log(runs / method)
+    for a, b in zip(*(flatten(parameters(x)) for x in (run, runs / method)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def wait_for(process, happened):
+    while not happened():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+
+
+def kill(process):
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_kills_in_mining_in_checkpoints_and_anywhere(runs, start, train, train_words, tmp_path):
+    """two_stage from step 3 on: what three kills leave behind ends as the run that nothing happened to."""
+    words = ("hcm_grpo", "--config.hard_cases.mode=two_stage", "--config.hard_cases.mine_at=3")
+    words += ("--config.hard_cases.mine_rollouts=2", "--config.checkpoint_every=1")
+    quiet, run = tmp_path / "quiet", tmp_path / "run"
+    check(train(words[0], quiet, *words[1:]))
+    mined = run / "mined" / "completions.jsonl"
+    writing = (run / "checkpoints").glob
+    rng = np.random.default_rng()  # another instant each time
+    for happened, wait in (
+        (lambda: any(writing("*tmp*/parameters")), 0.02),
+        (lambda: mined.exists() and mined.stat().st_size, 0.02),
+        ((run / "checkpoints").exists, 8.0),
+    ):
+        process = start(*train_words(words[0], run, *words[1:]))
+        wait_for(process, happened)
+        time.sleep(wait * rng.random())
+        if process.poll() is None:
+            kill(process)
+    check(train(words[0], run, *words[1:]))
+    assert log(run) == log(quiet)
+    assert log(run)[-1]["hard_cases/unseen"] == 0
+    for name in ("completions.jsonl", "table.npz", "mining.json"):
+        assert (run / "mined" / name).read_bytes() == (quiet / "mined" / name).read_bytes()
+    for a, b in zip(*(flatten(parameters(x)) for x in (run, quiet)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = [json.loads(line) for line in mined.read_text().splitlines()]
+    assert all(len(row["completions"]) == 2 and 0 <= row["exact"] <= 1 for row in rows)
+
+
+def test_a_damaged_checkpoint_is_passed_over(runs, train, command, tmp_path):
+    """The run goes on from the one before, and writes the damaged one again."""
+    run = shutil.copytree(runs / "hcm_grpo", tmp_path / "run")
+    files = sorted((run / "checkpoints" / "4" / "parameters").rglob("d/*"), key=lambda x: x.stat().st_size)
+    content = bytearray(files[-1].read_bytes())
+    content[len(content) // 2] ^= 4
+    files[-1].write_bytes(content)
+    result = train("hcm_grpo", run)
+    check(result)
+    assert "checkpoints/4" in result.stderr
+    assert "passing over this checkpoint" in result.stderr
+    assert log(run) == log(runs / "hcm_grpo")
+    for a, b in zip(*(flatten(parameters(x)) for x in (run, runs / "hcm_grpo")), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_config_is_shown_line_by_line_and_goes_on_where_allowed(runs, train, tmp_path):
+    run = shutil.copytree(runs / "sft", tmp_path / "run")
+    more = ("--config.num_steps=5", "--config.optimizer.learning_rate=0.001")
+    result = train("sft", run, *more)
+    refuses(result, "num_steps was 4 and is 5", "--allow_config_change")
+    assert result.stdout.splitlines() == ["config.num_steps: 4 -> 5", "config.optimizer.learning_rate: 0.0007 -> 0.001"]
+    refuses(train("sft", run, "--config.batch_size=8", "--allow_config_change"), "batch_size can't change", "init_from")
+    check(train("sft", run, *more, "--allow_config_change"))
+    assert [row["step"] for row in log(run)] == [1, 2, 3, 4, 5]
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["config"]["num_steps"] == 5
+    assert saved["changes"] == [
+        {"step": 4, "fields": {"num_steps": [4, 5], "optimizer.learning_rate": [0.0007, 0.001]}}
+    ]
+    check(train("sft", run, *more))
+
+
+def test_mine_and_a_run_that_begins_with_its_table(runs, train, command, data, tmp_path):
+    source, out = f"--config.data.data_dir={data}/data", tmp_path / "mined"
+    words = (f"--checkpoint={runs}/sft", f"--out={out}", "--config.batch_size=4", "--config.hard_cases.mine_rollouts=2")
+    shown = check(command("mine", config("hcm_grpo"), source, *words))
+    assert shown.splitlines()[-1] == str(out)
+    samples = [json.loads(line) for line in (data / "results" / "manifest.jsonl").read_text().splitlines()]
+    expected = [(x["id"], x["dimension"], x["answer"]) for x in samples if x["split"] == "train"]
+    rows = [json.loads(line) for line in (out / "completions.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["dimension"], row["answer"]) for row in rows] == expected
+    assert f" {len(rows)} " in shown.splitlines()[-2]
+    begin = ("--config.hard_cases.mode=two_stage", f"--config.hard_cases.table={out}", "--config.num_steps=1")
+    check(train("hcm_grpo", tmp_path / "run", *begin))
+    assert log(tmp_path / "run")[0]["hard_cases/unseen"] == 0
+    assert not (tmp_path / "run" / "mined").exists()
+    refuses(command("mine", config("sft"), source, *words[:2]), "config.method", "grpo")
+    refuses(command("mine", config("hcm_grpo"), source, *words, "--config.seed=5"), "mining.json", "seed")
+    refuses(train("hcm_grpo", tmp_path / "b", *begin[:1], "--config.hard_cases.table=nowhere"), "nowhere", "mine --out")
+
+
 def flatten(tree):
     if isinstance(tree, dict):
         return [leaf for name in sorted(tree) for leaf in flatten(tree[name])]
@@ -220,6 +332,7 @@ def refuses(result, *words):
         ),
         (["train", config("sft"), "--workdir=x", "--config.data.data_dir=y", "--config.batch_size=0"], ["batch_size"]),
         (["evaluate", config("sft"), "--out=x"], ["--checkpoint"]),
+        (["mine", config("grpo"), "--out=x"], ["--checkpoint"]),
         (["screen", "--checkpoint=x", "--original=y", "--candidates=a"], ["--candidates"]),
         (
             ["screen", "--checkpoint=x", "--original=y", "--candidates=a,b", "--dimension=smell"],

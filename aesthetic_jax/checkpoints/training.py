@@ -1,24 +1,27 @@
 """Checkpoints of a training run, written by Orbax.
 
 A run directory holds `model.json` (the architecture), `tokenizer/` and `checkpoints/STEP/`, each of them with
-`parameters`, `optimizer` and `progress` (what decides the next batches: arrays on the host). A step's directory gets its
-final name once it is whole.
+`parameters`, `optimizer`, `progress` (what decides the next batches: arrays on the host) and `checksums.txt`. A step's
+directory gets its final name once it is whole; one that has been damaged since is passed over.
 """
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from flax import nnx
+from flax import nnx, traverse_util
 
+from aesthetic_jax.checkpoints.integrity import find_damage, write_checksums
 from aesthetic_jax.data.tokenizer import copy_tokenizer
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
+from aesthetic_jax.models.sharding import parameter_shardings
 
 
 def abstract_model(config: InternVLConfig) -> tuple[nnx.GraphDef, dict]:
@@ -53,9 +56,22 @@ def _absolute(path: Any) -> epath.Path:
 
 
 def open_manager(run: str, keep: int | None = None) -> ocp.CheckpointManager:
-    """The manager of a run's checkpoints; `keep` of the newest are kept, None: all."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, step_prefix=None, create=True)
-    return ocp.CheckpointManager(_absolute(epath.Path(run) / "checkpoints"), options=options)
+    """The manager of a run's checkpoints; `keep` of the newest are kept, None: all. What a kill left unfinished is removed."""
+    folder = _absolute(epath.Path(run) / "checkpoints")
+
+    def add_checksums() -> None:  # Orbax calls it with all files written, before the final name
+        for checkpoint in folder.iterdir():
+            if (checkpoint / "progress").exists() and not (checkpoint / "checksums.txt").exists():
+                write_checksums(checkpoint)
+
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        step_prefix=None,
+        create=True,
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=add_checksums),
+    )
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def save(manager: ocp.CheckpointManager, step: int, parameters: dict, optimizer: Any, progress: Any) -> None:
@@ -71,50 +87,103 @@ def save(manager: ocp.CheckpointManager, step: int, parameters: dict, optimizer:
 
 
 def restore(manager: ocp.CheckpointManager, step: int, parameters: dict, optimizer: Any, progress: Any) -> tuple:
-    """Reads one checkpoint into the shapes given; returns (parameters, optimizer, progress)."""
-    restored = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            parameters=ocp.args.StandardRestore(parameters),
-            optimizer=ocp.args.StandardRestore(optimizer),
-            progress=ocp.args.StandardRestore(progress),
-        ),
-    )
+    """Reads one checkpoint into the shapes given; returns (parameters, optimizer, progress).
+
+    Raises:
+        UserError: the checkpoint has other shapes.
+    """
+    file = manager.directory / str(step)
+    try:
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                parameters=ocp.args.StandardRestore(parameters),
+                optimizer=ocp.args.StandardRestore(optimizer),
+                progress=ocp.args.StandardRestore(progress),
+            ),
+        )
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{file}: does not go with this config and data ({reason}); begin another run") from None
+    shapes, found = (jax.tree.map(np.shape, x) for x in (progress, restored["progress"]))
+    if shapes != found:
+        raise UserError(
+            f"{file}: is of a data set or rounds of another size ({found[-1]}, {found[0][0]}); begin another run"
+        )
     return restored["parameters"], restored["optimizer"], restored["progress"]
 
 
-def newest_step(run: str) -> int | None:
-    """Step of a run's newest whole checkpoint; None if it has none."""
+def saved_steps(run: str) -> list[int]:
+    """Steps of a run's finished checkpoints, damaged or not, the newest first."""
     folder = epath.Path(run) / "checkpoints"
     names = [x.name for x in folder.iterdir()] if folder.exists() else []
     if "://" in str(folder):  # an object store can't rename: Orbax writes in place and marks what is whole
         names = [name for name in names if (folder / name / "commit_success.txt").exists()]
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def newest_step(run: str, item: str = "") -> int | None:
+    """Step of a run's newest whole checkpoint; None if it has none. Warns of each damaged one that it passes over.
+
+    Args:
+        item: the part of it that must be whole; "": all.
+    """
+    for step in saved_steps(run):
+        checkpoint = epath.Path(run) / "checkpoints" / str(step)
+        damage = find_damage(checkpoint, item)
+        if damage is None:
+            return step
+        logging.warning("%s: %s; passing over this checkpoint", checkpoint, damage)
+    return None
+
+
+def set_aside_newer(run: str, step: int | None) -> None:
+    """Moves checkpoints newer than `step`, which are damaged, to `damaged/`: the run will write them again."""
+    for newer in saved_steps(run):
+        if step is None or newer > step:
+            target = epath.Path(run) / "damaged" / str(newer)
+            if target.exists():
+                target.rmtree()
+            target.parent.mkdir(exist_ok=True)
+            (epath.Path(run) / "checkpoints" / str(newer)).rename(target)
 
 
 def locate(path: str) -> tuple[epath.Path, int]:
-    """Run directory and step that a path means: a run directory (its newest checkpoint) or one checkpoint of it.
+    """Run directory and step that a path means: a run directory (its newest whole checkpoint) or one checkpoint of it.
 
     Raises:
-        UserError: there is no checkpoint at the path.
+        UserError: there is no checkpoint at the path, or its parameters are damaged.
     """
     folder = _absolute(path)
     if folder.parent.name == "checkpoints" and folder.name.isdigit():
         run, step = folder.parent.parent, int(folder.name) if folder.exists() else None
+        if step is not None and (damage := find_damage(folder, "parameters")):
+            raise UserError(f"{path}: {damage}; name another checkpoint")
     else:
-        run, step = folder, newest_step(folder)
+        run, step = folder, newest_step(folder, "parameters")
     if step is None:
         raise UserError(f"{path}: holds no checkpoint; name a run directory, or one of its checkpoints/STEP")
     return run, step
 
 
-def load_model(path: str) -> tuple[InternVLConfig, dict, str]:
-    """Architecture, parameters and tokenizer directory of a run's newest checkpoint, or of one checkpoint."""
+def load_model(path: str, mesh: jax.sharding.Mesh | None = None) -> tuple[InternVLConfig, dict, str]:
+    """Architecture, parameters and tokenizer directory of a run's newest checkpoint, or of one checkpoint.
+
+    Args:
+        path: as `locate` takes it.
+        mesh: the parameters are split over its devices by `models.sharding.RULES`; None: all on the first device.
+    """
     run, step = locate(path)
     config = read_architecture(str(run))
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract_model(config)[1]
+    model = nnx.eval_shape(lambda: InternVL(config, rngs=nnx.Rngs(0)))
+    whole = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = {} if mesh is None else parameter_shardings(model, mesh)
+    shapes = traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    target = traverse_util.unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings.get(path, whole))
+            for path, x in shapes.items()
+        }
     )
     folder = run / "checkpoints" / str(step) / "parameters"
     try:

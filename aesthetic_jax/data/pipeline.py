@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import grain
-import jax
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
@@ -119,14 +118,18 @@ def _pad(ids: list[int], buckets: Sequence[int], field: str, name: str, pad: int
     return np.array(ids + [pad] * fill, np.int32), np.arange(buckets[-1]) < len(ids)
 
 
-def trim(batch: Batch, buckets: Any) -> Batch:
+def trim(batch: Batch, buckets: Any, longest: tuple[int, int] | None = None) -> Batch:
     """Cuts a batch's padding down to the smallest buckets that hold it; few shapes, so few compilations.
 
     Args:
+        batch: to cut.
         buckets: has `prompt_buckets` and `completion_buckets`, as an Encoder and a config's `data` have.
+        longest: tokens of the longest prompt and completion that must fit, on any host; None: this batch's.
     """
-    prompt = _bucket(batch.prompt_mask, buckets.prompt_buckets)
-    completion = _bucket(batch.completion_mask, buckets.completion_buckets)
+    if longest is None:
+        longest = tuple(int(mask.sum(-1).max(initial=0)) for mask in (batch.prompt_mask, batch.completion_mask))
+    prompt = _bucket(longest[0], buckets.prompt_buckets)
+    completion = _bucket(longest[1], buckets.completion_buckets)
     return batch._replace(
         prompt_ids=batch.prompt_ids[..., :prompt],
         prompt_mask=batch.prompt_mask[..., :prompt],
@@ -135,8 +138,7 @@ def trim(batch: Batch, buckets: Any) -> Batch:
     )
 
 
-def _bucket(mask: np.ndarray, buckets: Sequence[int]) -> int:
-    longest = int(mask.sum(-1).max(initial=0))
+def _bucket(longest: int, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in (0, *buckets) if longest <= bucket)
 
 
@@ -164,22 +166,28 @@ def planned_batches(
     batch_size: int,
     *,
     with_completion: bool,
+    rows: Int[np.ndarray, " b"] | None = None,
     start: int = 0,
     threads: int = 2,
 ) -> Iterator[Batch]:
-    """Batches of a plan, from batch number `start` on; each host gets its share of every batch.
+    """Batches of a plan, from batch number `start` on.
 
     Args:
         batch_size: over all hosts; a last batch that is not full is left out.
+        rows: which of every batch this host loads; None: all. Less than all are not trimmed: hosts must agree on lengths.
         threads: that read and decode ahead.
     """
+    share = rows is not None and len(rows) < batch_size
+    if share:
+        plan = plan[: len(plan) // batch_size * batch_size].reshape(-1, batch_size)[:, rows].reshape(-1)
+        batch_size = len(rows)
     dataset = grain.MapDataset.source(_PlannedRecords(records, plan, encoder, with_completion))
-    shard = grain.sharding.ShardOptions(jax.process_index(), jax.process_count(), drop_remainder=True)
+    shard = grain.sharding.ShardOptions(0, 1, drop_remainder=True)  # the plan holds this host's rows alone
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch_size)
     iterator = iter(grain.experimental.ElasticIterator(dataset, batch_size, shard, read_options=read))
     iterator.set_state({"global_next_index": start * batch_size})
     for batch in iterator:
-        yield trim(batch, encoder)
+        yield batch if share else trim(batch, encoder)
 
 
 def epoch_plan(seed: int, round_index: int, candidates: Int[np.ndarray, " C"], length: int) -> Int[np.ndarray, " R"]:

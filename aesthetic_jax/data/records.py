@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
 from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, place_name, read_manifest
 from aesthetic_jax.errors import UserError
@@ -56,6 +56,10 @@ class Records(abc.ABC):
     @abc.abstractmethod
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         """Which samples have a chain of thought, found without reading images."""
+
+    @abc.abstractmethod
+    def dimensions(self) -> Int[np.ndarray, " R"]:
+        """The place of each sample's dimension in DIMENSIONS, found without reading images."""
 
 
 def open_records(manifest: str | None = None, data_dir: str | None = None, split: str = "train") -> Records:
@@ -126,6 +130,9 @@ class _ManifestRecords(Records):
 
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.array([bool(sample.reasoning) for sample in self.samples])
+
+    def dimensions(self) -> Int[np.ndarray, " R"]:
+        return np.array([DIMENSIONS.index(sample.dimension) for sample in self.samples])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +211,14 @@ class _BuiltRecords(Records):
 
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.isin(np.arange(len(self)), self._metadata["reasoned"][self.split])
+
+    def dimensions(self) -> Int[np.ndarray, " R"]:
+        try:
+            return np.array(self._metadata["dimensions"][self.split])
+        except KeyError:
+            raise UserError(
+                f"{self.data_dir}: does not tell the samples' dimensions, an older version built it; build it again"
+            ) from None
 
 
 def _version_folder(data_dir: str) -> str:

@@ -31,7 +31,7 @@ def choose_backend(config: InternVLConfig) -> str:
     """
     if config.attention not in ATTENTION:
         raise UserError(f"config.model.attention: no '{config.attention}'; choose from {', '.join(ATTENTION)}")
-    platform = _platform()
+    platform = target_platform()
     if config.attention == "auto":
         backend = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla")
         return "xla" if _refusal(backend, platform, config) else backend
@@ -40,7 +40,8 @@ def choose_backend(config: InternVLConfig) -> str:
     return config.attention
 
 
-def _platform() -> str:
+def target_platform() -> str:
+    """What the program is for: the platform of the mesh in context, which may not be this machine's, else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 

@@ -11,6 +11,7 @@ from aesthetic_jax.models.attention import attention, choose_backend, shared_pro
 from aesthetic_jax.models.config import InternVLConfig
 from aesthetic_jax.models.language import LanguageModel, TextLayer, rotary_angles
 from aesthetic_jax.models.layers import scan_layers
+from aesthetic_jax.models.sharding import constrain
 from aesthetic_jax.models.vision import Projector, VisionTower, pixel_shuffle
 
 IMAGE_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, of channels red, green, blue in 0..1
@@ -141,7 +142,7 @@ class InternVL(nnx.Module):
         positions = prompt.mask.sum(1)[:, None, None] + jnp.broadcast_to(steps, completion_ids.shape)
         angles = rotary_angles(positions, text.head_dim, text.rope_theta)
         backend = choose_backend(self.config) if suffix is None else "xla"
-        x = self.language.embedding[completion_ids].astype(self.config.dtype)
+        x = self.language.embed(completion_ids).astype(self.config.dtype)
 
         def step(layer, carry, slices):
             x, suffix = carry
@@ -177,12 +178,18 @@ class InternVL(nnx.Module):
         """An empty suffix cache for B x G completions of up to `length` tokens."""
         text = self.config.text
         shape = (text.layers, batch, group, length, text.kv_heads, text.head_dim)
-        empty = jnp.zeros(shape, self.config.dtype)
+        empty = constrain(jnp.zeros(shape, self.config.dtype), None, "batch", None, None, "kv_heads")
         return SuffixCache(empty, empty, jnp.zeros((), jnp.int32))
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Logits of normed hidden states, in float32 whatever the compute dtype."""
-        return hidden.astype(jnp.float32) @ self.language.head_kernel.astype(jnp.float32)
+    def logits(self, hidden: Float[Array, "... D"], head: Float[Array, "D V"] | None = None) -> Float[Array, "... V"]:
+        """Logits of normed hidden states, in float32 whatever the compute dtype.
+
+        Args:
+            hidden: of `extend`.
+            head: the language model's `head_kernel`, for loops that fetch it once outside.
+        """
+        head = self.language.head_kernel if head is None else head
+        return hidden.astype(jnp.float32) @ head.astype(jnp.float32)
 
     def __call__(
         self, input_ids: Int[Array, "B S"], pixel_values: Array | None = None, attention_mask: Array | None = None
@@ -209,7 +216,7 @@ class InternVL(nnx.Module):
         return self.config.text.width
 
     def _embed(self, ids: Int[Array, "B S"], features: Array | None) -> Float[Array, "B S D"]:
-        x = self.language.embedding[ids].astype(self.config.dtype)
+        x = self.language.embed(ids).astype(self.config.dtype)
         if features is None or not features.size:
             return x
         return _place_images(x, ids == self.config.image_token, features.reshape(ids.shape[0], -1, self.width))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from aesthetic_jax.models.config import InternVLConfig
 from aesthetic_jax.models.layers import Linear, RMSNorm, parameter
+from aesthetic_jax.models.sharding import constrain, gathered
 
 
 def rotary_angles(positions: Int[Array, "..."], head_dim: int, theta: float) -> Float[Array, "... E/2"]:
@@ -53,12 +54,15 @@ class TextLayer(nnx.Module):
         """
         h = self.norm1(x)
         split = (*x.shape[:-1], -1, self.head_dim)
-        queries = rotate(self.query(h).reshape(split), angles)
-        keys = rotate(self.key(h).reshape(split), angles)
-        mixed = attend(queries, keys, self.value(h).reshape(split))
-        x = x + self.out(mixed.reshape(*x.shape[:-1], -1))
+        heads = ("batch", *(None for _ in x.shape[1:-1]))
+        queries = constrain(rotate(self.query(h).reshape(split), angles), *heads, "heads")
+        keys = constrain(rotate(self.key(h).reshape(split), angles), *heads, "kv_heads")
+        values = constrain(self.value(h).reshape(split), *heads, "kv_heads")
+        mixed = attend(queries, keys, values)
+        x = constrain(x + self.out(mixed.reshape(*x.shape[:-1], -1)), "batch")
         h = self.norm2(x)
-        return x + self.down(jax.nn.silu(self.gate(h)) * self.up(h))
+        h = constrain(jax.nn.silu(self.gate(h)) * self.up(h), *heads, "mlp")
+        return constrain(x + self.down(h), "batch")
 
 
 class LanguageModel(nnx.Module):
@@ -76,5 +80,16 @@ class LanguageModel(nnx.Module):
 
     @property
     def head_kernel(self) -> Float[Array, "D V"]:
-        """What turns normed hidden states into logits."""
-        return self.embedding[...].T if self.tied_head else self.head[...]
+        """What turns normed hidden states into logits; fetched outside a loop, it is gathered once for all of it."""
+        if self.tied_head:
+            return gathered(self.embedding, self.embedding.dtype).T
+        return gathered(self.head, self.head.dtype)
+
+    def embed(self, ids: Int[Array, "B ..."]) -> Float[Array, "B ... D"]:
+        """Embeddings of tokens.
+
+        Under a mesh each device looks all rows up in the channels it keeps, and then the rows are exchanged: a few activations
+        travel, not the table.
+        """
+        x = constrain(self.embedding[ids], "slice", *(None for _ in ids.shape[1:]), "embed")
+        return constrain(x, "batch")

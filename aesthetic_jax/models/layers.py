@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from aesthetic_jax.models.sharding import gathered
 from aesthetic_jax.models.splash import SAVED
 
 _REMAT_POLICIES = {
@@ -21,6 +22,11 @@ _REMAT_POLICIES = {
         jax.checkpoint_policies.save_only_these_names(SAVED),  # a kernel's result costs as much to compute again
     ),
 }
+
+
+def _all_but_gathered(primitive: Any, *_, **__) -> bool:
+    """Saves everything but what `sharding.gathered` makes: gathered parameters of all layers at once would fill a device."""
+    return primitive.name not in ("sharding_constraint", "convert_element_type", "custom_vjp_call")
 
 
 def parameter(
@@ -58,9 +64,9 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... In"]) -> Float[Array, "... Out"]:
         """Applies the layer to the last axis."""
-        y = x @ self.kernel.astype(x.dtype)
+        y = x @ gathered(self.kernel, x.dtype)
         if self.lora_scale:
-            y += (x @ self.lora_a.astype(x.dtype)) @ self.lora_b.astype(x.dtype) * self.lora_scale
+            y += (x @ gathered(self.lora_a, x.dtype)) @ gathered(self.lora_b, x.dtype) * self.lora_scale
         return y + self.bias.astype(x.dtype) if self.use_bias else y
 
 
@@ -115,4 +121,6 @@ def scan_layers(layers: nnx.Module, step: Callable, carry: Any, xs: Any = None, 
 
     if remat != "none":
         body = jax.checkpoint(body, policy=_REMAT_POLICIES[remat], prevent_cse=False)
+    elif jax.sharding.get_abstract_mesh().size > 1:
+        body = jax.checkpoint(body, policy=_all_but_gathered, prevent_cse=False)
     return jax.lax.scan(body, carry, (parameters, xs))

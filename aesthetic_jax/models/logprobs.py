@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aesthetic_jax.models.internvl import InternVL, PromptCache
+from aesthetic_jax.models.sharding import constrain, row_shards
 
 _CHUNK_TOKENS = 1024  # tokens whose logits live at once; 0.6 GB in float32 at Qwen2's vocabulary
 
@@ -14,18 +15,20 @@ def token_logprobs(
 ) -> tuple[Float[Array, "B G T"], Float[Array, "B G T"]]:
     """Log-probability of each target and entropy of its distribution, float32 nats, of logits / temperature.
 
-    Logits exist for about _CHUNK_TOKENS tokens at a time and are computed again in the backward pass.
+    Logits exist for about _CHUNK_TOKENS tokens a device at a time and are computed again in the backward pass.
     """
     batch, group, length = targets.shape
-    chunk = min(length, max(1, _CHUNK_TOKENS // (batch * group)))
+    chunk = min(length, max(1, _CHUNK_TOKENS * row_shards(batch) // (batch * group)))
     chunks = -(-length // chunk)
     padding = chunks * chunk - length
     hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, padding), (0, 0)))
     targets = jnp.pad(targets, ((0, 0), (0, 0), (0, padding)))
 
+    head = model.language.head_kernel
+
     @jax.checkpoint
     def one_chunk(hidden, targets):
-        logits = jax.nn.log_softmax(model.logits(hidden) / temperature)
+        logits = jax.nn.log_softmax(model.logits(constrain(hidden, "batch"), head) / temperature)
         chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return chosen, -(jnp.exp(logits) * logits).sum(-1)
 

@@ -1,13 +1,25 @@
-"""Which mesh axis each axis of a parameter is split over: rules by logical names, and the checks that they fit a mesh."""
+"""Which mesh axis each axis of an array is split over: rules by logical names, and the checks that they fit a mesh.
 
+A mesh has axes of `data` (rows of the batch; across slices), `fsdp` (rows too, and what parameters are stored in pieces over)
+and `tensor` (heads, MLP and vocabulary). It reaches the model as JAX's context, `jax.set_mesh`; without one nothing is split.
+"""
+
+import functools
 from collections.abc import Mapping
 
+import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
+from jaxtyping import Array
 
 from aesthetic_jax.errors import UserError
 
-# Logical axis -> mesh axis; None: every device holds all of it. A mesh may lack axes, which then split nothing.
+BATCH_AXES = ("data", "fsdp")  # mesh axes that rows are split over
+_STORAGE_AXIS = "fsdp"  # splits parameters only where they are kept: they are whole along it where they are used
+
+# Logical axis of a parameter -> mesh axis; None: every device holds all of it. A mesh may lack axes, which then split nothing.
 RULES: Mapping[str, str | None] = {
     "embed": "fsdp",
     "heads": "tensor",
@@ -63,3 +75,57 @@ def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict[tuple[str, ...], 
         )
         for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
     }
+
+
+def row_shards(rows: int) -> int:
+    """Number of pieces that `constrain` cuts an axis of so many rows into under the mesh in context; 1 without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    pieces = int(np.prod([mesh.shape[name] for name in BATCH_AXES if name in mesh.axis_names]))
+    return pieces if rows % pieces == 0 else 1
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Fixes how an activation is split, in a program that is compiled for a mesh.
+
+    Args:
+        x: the activation.
+        axes: logical axes of its first axes: "batch", "slice" (rows, over `data` alone), or one that the rules name; None, or
+            none given: not split. An axis that its mesh axes don't divide is not split either.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = []
+    for axis, size in zip(axes, x.shape, strict=False):
+        wanted = {"batch": BATCH_AXES, "slice": BATCH_AXES[:1], None: ()}.get(axis) or (RULES.get(axis),)
+        present = tuple(name for name in wanted if name in mesh.axis_names)
+        pieces = int(np.prod([mesh.shape[name] for name in present]))
+        spec.append(present if present and size % pieces == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def gathered(parameter: nnx.Variable, dtype: DTypeLike) -> Array:
+    """A parameter in `dtype` as it is computed with: gathered from the devices that keep pieces of it.
+
+    It is cast first, so that no more bytes travel than are used. Its gradient is summed over these devices and cut up again on
+    the way back.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    x = parameter[...]
+    if _STORAGE_AXIS not in mesh.axis_names or mesh.shape[_STORAGE_AXIS] == 1:
+        return x.astype(dtype)
+    axes = parameter.get_metadata()["logical_axes"][-x.ndim :]  # inside a scan the layers' axis is gone
+    kept = partition_spec("parameter", axes, x.shape, mesh)
+    used = PartitionSpec(*(None if axis == _STORAGE_AXIS else axis for axis in kept))
+    return _gather(jax.lax.with_sharding_constraint(x.astype(dtype), kept), kept, used)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(x: Array, kept: PartitionSpec, used: PartitionSpec) -> Array:
+    return jax.lax.with_sharding_constraint(x, used)
+
+
+_gather.defvjp(
+    lambda x, kept, used: (_gather(x, kept, used), None),
+    lambda kept, used, _, gradient: (jax.lax.with_sharding_constraint(gradient, kept),),
+)

@@ -16,12 +16,11 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 from jaxtyping import Array, Bool, Float
 
-from aesthetic_jax.models.sharding import RULES
+from aesthetic_jax.models.sharding import BATCH_AXES, RULES
 
 LANES = 128  # blocks are multiples of a vector register's lanes
 SAVED = "splash"  # name, for rematerialisation, of the kernel's results that its backward pass needs
 _BLOCK = 512  # tokens of the largest block
-_BATCH_AXES = ("data", "fsdp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +110,7 @@ def splash_attention(
     ):  # each device's query heads read one key-value head, which several devices share
         keys, values = (jnp.repeat(x, devices // kv_heads, axis=2) for x in (keys, values))
     rows = []
-    for axis in _BATCH_AXES if by_heads else (*_BATCH_AXES, tensor):
+    for axis in BATCH_AXES if by_heads else (*BATCH_AXES, tensor):
         if axis in free and batch % free[axis] == 0:
             batch //= free[axis]
             rows.append(axis)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from aesthetic_jax.models.attention import attention
 from aesthetic_jax.models.config import InternVLConfig, VisionConfig
 from aesthetic_jax.models.layers import LayerNorm, Linear, RMSNorm, parameter, scan_layers
+from aesthetic_jax.models.sharding import constrain
 
 _NORMS = {"layer_norm": LayerNorm, "rms_norm": RMSNorm}
 
@@ -44,9 +45,9 @@ class VisionLayer(nnx.Module):
             queries, keys = self.query_norm(queries), self.key_norm(keys)
         split = (*x.shape[:2], self.heads, -1)
         mixed = attention(queries.reshape(split), keys.reshape(split), values.reshape(split), backend=backend)
-        x = x + self.out(mixed.reshape(x.shape)) * self.scale1.astype(x.dtype)
-        h = jax.nn.gelu(self.up(self.norm2(x)), approximate=False)
-        return x + self.down(h) * self.scale2.astype(x.dtype)
+        x = constrain(x + self.out(mixed.reshape(x.shape)) * self.scale1.astype(x.dtype), "batch")
+        h = constrain(jax.nn.gelu(self.up(self.norm2(x)), approximate=False), "batch", None, "mlp")
+        return constrain(x + self.down(h) * self.scale2.astype(x.dtype), "batch")
 
 
 class VisionTower(nnx.Module):
@@ -69,7 +70,7 @@ class VisionTower(nnx.Module):
         x = tiles.reshape(count, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(count, grid**2, -1)
         x = self.patch_embed(x)
         first = jnp.broadcast_to(self.class_token.astype(x.dtype), (count, 1, x.shape[-1]))
-        x = jnp.concatenate([first, x], axis=1) + self.positions.astype(x.dtype)
+        x = constrain(jnp.concatenate([first, x], axis=1) + self.positions.astype(x.dtype), "batch")
         x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, backend), None), x, remat=remat)
         return x[:, 1:]
 

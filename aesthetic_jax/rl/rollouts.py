@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from aesthetic_jax.models.attention import target_platform
 from aesthetic_jax.models.internvl import InternVL, PromptCache, SuffixCache
 from aesthetic_jax.models.logprobs import completion_mask
+from aesthetic_jax.models.sharding import constrain
 
 
 class Rollout(NamedTuple):
@@ -56,12 +58,13 @@ def sample_completions(
     batch = prompt.mask.shape[0]
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
     keys = jax.vmap(fold, in_axes=(0, None))(fold(key, sample_ids), jnp.arange(group))
+    head = model.language.head_kernel
     allowed = jnp.arange(model.config.text.vocab_size) != model.config.image_token
 
-    unstacked = model.unstack(prompt) if jax.default_backend() == "cpu" else None
+    unstacked = model.unstack(prompt) if target_platform() == "cpu" else None
 
     def draw(state: _Decoding) -> tuple[Array, Array]:
-        logprobs = jax.nn.log_softmax(model.logits(state.hidden) / (temperature or 1.0))
+        logprobs = jax.nn.log_softmax(model.logits(state.hidden, head) / (temperature or 1.0))
         scores = jnp.where(allowed, logprobs, -jnp.inf)
         if temperature:
             at_position = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, state.position)
@@ -78,7 +81,7 @@ def sample_completions(
         at = (0, 0, state.position)
         return _Decoding(
             position=state.position + 1,
-            hidden=hidden[..., 0, :],
+            hidden=constrain(hidden[..., 0, :], "batch"),
             suffix=suffix,
             ended=state.ended | (token == end_token),
             ids=jax.lax.dynamic_update_slice(state.ids, token[..., None], at),
@@ -87,11 +90,11 @@ def sample_completions(
 
     start = _Decoding(
         position=jnp.zeros((), jnp.int32),
-        hidden=jnp.broadcast_to(prompt.last_hidden[:, None], (batch, group, model.width)),
+        hidden=constrain(jnp.broadcast_to(prompt.last_hidden[:, None], (batch, group, model.width)), "batch"),
         suffix=model.init_suffix(batch, group, max_length),
-        ended=jnp.zeros((batch, group), bool),
-        ids=jnp.full((batch, group, max_length), pad_token, jnp.int32),
-        logprobs=jnp.zeros((batch, group, max_length), jnp.float32),
+        ended=constrain(jnp.zeros((batch, group), bool), "batch"),
+        ids=constrain(jnp.full((batch, group, max_length), pad_token, jnp.int32), "batch"),
+        logprobs=constrain(jnp.zeros((batch, group, max_length), jnp.float32), "batch"),
     )
     end = jax.lax.while_loop(lambda state: (state.position < max_length) & ~state.ended.all(), step, start)
     mask = completion_mask(end.ids, end_token) & (jnp.arange(max_length) < end.position)

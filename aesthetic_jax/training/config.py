@@ -1,5 +1,7 @@
 """Every field of a training config, with its default. The files in configs/ start from here and change what they must."""
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict, config_dict
 
 from aesthetic_jax.errors import UserError
@@ -60,8 +62,15 @@ def base_config() -> ConfigDict:
     config.optimizer.epsilon = 1e-8
     config.optimizer.clip_norm = 1.0
 
+    config.mesh = ConfigDict()  # number of devices along each axis of the mesh; 0 or -1: what is left
+    config.mesh.data = 0  # rows of a batch, across slices; beside another axis that is left open: the number of slices
+    config.mesh.fsdp = -1  # rows of a batch, and the pieces that parameters and optimiser state are kept in
+    config.mesh.tensor = 1  # attention heads, MLP and vocabulary
+
     config.hard_cases = ConfigDict()
-    config.hard_cases.mode = "off"  # "off": shuffled epochs; "online": plans follow the difficulty table
+    # "off": shuffled epochs; "online": plans follow the difficulty table, which training's rollouts fill; "two_stage": rollouts
+    # on the whole train split fill it first
+    config.hard_cases.mode = "off"
     config.hard_cases.round_steps = 50  # steps of a round, for which the order of samples is fixed
     return config
 
@@ -82,7 +91,7 @@ def grpo_config() -> ConfigDict:
     config = base_config()
     config.method = "grpo"
     config.batch_size = 64
-    config.micro_batches = 16
+    config.micro_batches = 4
     config.log_every = 1
     config.checkpoint_every = 100
     config.eval_every = 100
@@ -109,12 +118,24 @@ def grpo_config() -> ConfigDict:
     config.reward.accuracy_weight = 0.9
     config.reward.format_weight = 0.1
 
+    config.hard_cases.weighting = "continuous"  # weights by the failure rate; "threshold": hard or not, by hard_below
     config.hard_cases.floor = 0.1  # weight of a sample that is always solved; one that never is weighs 1
-    config.hard_cases.power = 1.0  # of the failure rate in the weight
+    config.hard_cases.oversampling = 0.0  # above 0, in place of the floor: hardest over easiest weight, 1 / floor
+    config.hard_cases.power = 1.0  # of the failure rate in continuous weights
     config.hard_cases.coverage_quota = 0.2  # share of a plan for the samples that were not seen for longest
     config.hard_cases.prior = 0.5  # pass rate of a sample not seen yet
     config.hard_cases.decay = 0.5  # what a visit leaves of the former pass rate
-    config.hard_cases.hard_below = 0.5  # pass rate under which a sample counts as hard in the metrics
+    config.hard_cases.hard_below = (
+        0.5  # pass rate under which a sample counts as hard, in metrics and threshold weights
+    )
+    config.hard_cases.band_visits = 0  # above 0: a sample not solved once in so many visits is left out for a while:
+    config.hard_cases.band_rest = 1000  # steps since its last visit, after which it is looked at again
+    config.hard_cases.balance_dimensions = False  # each dimension has the same share of the weights
+    config.hard_cases.mine_at = (
+        0  # step before which two_stage mines, a round's first; plans before it are shuffled epochs
+    )
+    config.hard_cases.mine_rollouts = 8  # completions that two_stage and the mine command sample of each prompt
+    config.hard_cases.table = ""  # folder that the mine command wrote: the table to begin with
     return config
 
 
@@ -130,15 +151,15 @@ def check_config(config: ConfigDict) -> None:
         need(field, config[field] >= 1, f"is {config[field]}; give at least 1")
     need("micro_batches", config.batch_size % config.micro_batches == 0, f"must divide batch_size {config.batch_size}")
     need("hard_cases.round_steps", config.hard_cases.round_steps >= 1, "give at least 1")
-    need("hard_cases.mode", config.hard_cases.mode in ("off", "online"), "choose off or online")
+    need("hard_cases.mode", config.hard_cases.mode in ("off", "online", "two_stage"), "choose off, online or two_stage")
     need("data.manifest", bool(config.data.manifest) != bool(config.data.data_dir), "give this or config.data.data_dir")
     need(
         "model.preset", config.model.preset in PRESETS, f"no '{config.model.preset}'; choose from {', '.join(PRESETS)}"
     )
     need("model.dtype", config.model.dtype in ("float32", "bfloat16"), "choose float32 or bfloat16")
     need("model.remat", config.model.remat in ("none", "dots", "full"), "choose none, dots or full")
-    need("data.max_tiles", config.data.max_tiles >= 1, f"is {config.data.max_tiles}; give at least 1")
     need("model.attention", config.model.attention in ATTENTION, f"choose from {', '.join(ATTENTION)}")
+    need("data.max_tiles", config.data.max_tiles >= 1, f"is {config.data.max_tiles}; give at least 1")
     for field in ("prompt_buckets", "completion_buckets"):
         buckets = config.data[field]
         ascending = len(buckets) > 0 and list(buckets) == sorted(set(buckets))
@@ -149,7 +170,30 @@ def check_config(config: ConfigDict) -> None:
         )
         need("grpo.temperature", config.grpo.temperature > 0, "give more than 0: a group needs different completions")
         need("grpo.num_iterations", config.grpo.num_iterations >= 1, "give at least 1")
+        _check_hard_cases(config, need)
     else:
         need(
             "hard_cases.mode", config.hard_cases.mode == "off", "difficulty comes from rollouts; SFT has none, use off"
         )
+
+
+def _check_hard_cases(config: ConfigDict, need: Callable[[str, bool, str], None]) -> None:
+    settings = config.hard_cases
+    for field in ("floor", "coverage_quota", "prior", "decay", "hard_below"):
+        need(f"hard_cases.{field}", 0 <= settings[field] <= 1, f"is {settings[field]}; give a number from 0 to 1")
+    need("hard_cases.weighting", settings.weighting in ("continuous", "threshold"), "choose continuous or threshold")
+    need(
+        "hard_cases.oversampling",
+        settings.oversampling == 0 or settings.oversampling >= 1,
+        f"is {settings.oversampling}; give at least 1, or 0 to leave it to the floor",
+    )
+    need("hard_cases.power", settings.power > 0, f"is {settings.power}; give more than 0")
+    for field, least in (("band_visits", 0), ("band_rest", 1), ("mine_at", 0), ("mine_rollouts", 1)):
+        need(f"hard_cases.{field}", settings[field] >= least, f"is {settings[field]}; give at least {least}")
+    need(
+        "hard_cases.mine_at",
+        settings.mine_at % settings.round_steps == 0,
+        f"is {settings.mine_at}; give a multiple of hard_cases.round_steps, which is {settings.round_steps}",
+    )
+    need("hard_cases.table", not settings.table or settings.mode != "off", "is not used where hard_cases.mode is off")
+    need("hard_cases.table", not settings.table or not settings.mine_at, "goes with hard_cases.mine_at=0 only")

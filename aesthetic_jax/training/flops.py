@@ -26,6 +26,30 @@ _TPU_PEAK = {
     "TPU7x": 2307e12,
 }
 
+# Of one chip, from the same sheets: bytes of memory, and bytes/s over all its links to other chips.
+_TPU_MEMORY = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v5p": 95, "TPU v6 lite": 32, "TPU7x": 192}
+_TPU_LINKS = {
+    "TPU v4": 300e9,
+    "TPU v5 lite": 200e9,
+    "TPU v5": 600e9,
+    "TPU v5p": 600e9,
+    "TPU v6 lite": 448e9,
+    "TPU7x": 1200e9,
+}
+
+
+class Chip(NamedTuple):
+    """What one chip can do."""
+
+    flops: float  # FLOP/s in bfloat16
+    memory: int  # bytes
+    links: float  # bytes/s to other chips of its slice
+
+
+def tpu_chip(kind: str) -> Chip | None:
+    """A TPU chip by its device kind; None: unknown."""
+    return Chip(_TPU_PEAK[kind], _TPU_MEMORY[kind] * 2**30, _TPU_LINKS[kind]) if kind in _TPU_PEAK else None
+
 
 class ForwardFlops(NamedTuple):
     """FLOPs of one forward pass over a batch; a backward pass takes twice as many of what is trained."""

@@ -1,13 +1,17 @@
 """Stage 2: group relative policy optimisation. Rollout and update are pure functions; rewards come between, on the host."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
+from ml_collections import ConfigDict
 
 from aesthetic_jax.data.pipeline import Batch
 from aesthetic_jax.data.tokenizer import ChatTokenizer
@@ -16,7 +20,8 @@ from aesthetic_jax.models.logprobs import completion_logprobs
 from aesthetic_jax.rl.losses import policy_loss
 from aesthetic_jax.rl.rewards import dpa_reward, format_reward, parse_answer
 from aesthetic_jax.rl.rollouts import Rollout, sample_completions
-from aesthetic_jax.training.state import Parameters, Update, make_update
+from aesthetic_jax.training.mesh import rows_sharding
+from aesthetic_jax.training.state import Parameters, TrainState, Update, make_update
 
 
 class Experience(NamedTuple):
@@ -53,9 +58,16 @@ def rollout(parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph:
     return sample_completions(model, prompt, batch.index, key, **sampling)
 
 
-def trim_completions(experience: Experience, buckets: Sequence[int]) -> Experience:
-    """Cuts padding that all completions end with down to the smallest bucket: few shapes, so few compilations."""
-    longest = int(experience.completion_mask.any((0, 1)).sum())
+def trim_completions(experience: Experience, buckets: Sequence[int], longest: int | None = None) -> Experience:
+    """Cuts padding that all completions end with down to the smallest bucket: few shapes, so few compilations.
+
+    Args:
+        experience: to cut.
+        buckets: lengths, ascending.
+        longest: tokens of the longest completion; None: found in the mask.
+    """
+    if longest is None:
+        longest = int(experience.completion_mask.any((0, 1)).sum())
     length = next((bucket for bucket in buckets if longest <= bucket), experience.completion_ids.shape[-1])
     names = ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs")
     arrays = {name: getattr(experience, name) for name in names}
@@ -81,9 +93,8 @@ def gold_letters(answer: int) -> frozenset[str]:
     return frozenset(letter for bit, letter in enumerate("ABCDEFGH") if answer >> bit & 1)
 
 
-def decode(rollout: Rollout, tokenizer: ChatTokenizer) -> list[list[str]]:
+def decode(ids: Int[np.ndarray, "B G T"], mask: Bool[np.ndarray, "B G T"], tokenizer: ChatTokenizer) -> list[list[str]]:
     """Texts of a rollout, [B][G], end tokens cut off."""
-    ids, mask = np.asarray(rollout.ids), np.asarray(rollout.mask)
     return [
         [tokenizer.decode(row[keep]) for row, keep in zip(*group, strict=True)] for group in zip(ids, mask, strict=True)
     ]
@@ -113,7 +124,12 @@ def score(texts: Sequence[Sequence[str]], batch: Batch, config, progress: float)
 
 
 def make_grpo_update(
-    graph: nnx.GraphDef, optimizer: optax.GradientTransformation, *, temperature: float, **loss_settings
+    graph: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    *,
+    temperature: float,
+    shardings: TrainState | None = None,
+    **loss_settings,
 ) -> Update:
     """One optimiser update on parts of an Experience.
 
@@ -121,6 +137,7 @@ def make_grpo_update(
     given; with neither there is no KL.
 
     Args:
+        shardings: as in `make_update`.
         loss_settings: as in `policy_loss`.
     """
 
@@ -143,11 +160,54 @@ def make_grpo_update(
         share = mask.sum() / tokens  # metrics are means over the part's tokens, to be averaged over parts
         return value, {name: x if name.endswith("/max") else share * x for name, x in metrics.items()}
 
-    return make_update(loss, graph=graph, optimizer=optimizer)
+    return make_update(loss, graph=graph, optimizer=optimizer, shardings=shardings)
 
 
-def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
-    """What a rollout says about the policy: rewards, exactness, groups that teach nothing, lengths."""
+def make_update_of(
+    config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, shardings: TrainState
+) -> Update:
+    """The update that a run's config means."""
+    names = "loss_type epsilon epsilon_high delta beta importance_sampling_level use_bias_correction_kl".split()
+    return make_grpo_update(
+        graph,
+        optimizer,
+        temperature=config.grpo.temperature,
+        shardings=shardings,
+        max_completion_length=config.max_completion_length,
+        **{name: config.grpo[name] for name in names},
+    )
+
+
+def make_inference(
+    config: ConfigDict, graph: nnx.GraphDef, mesh: Mesh, end_token: int, pad_token: int
+) -> tuple[Callable, Callable, Callable]:
+    """`rollout`, `vision_features` and `logprobs`, compiled for a run's config and mesh."""
+    by_rows = functools.partial(jax.jit, out_shardings=rows_sharding(mesh))
+    temperature = config.grpo.temperature
+    sampling = dict(
+        group=config.grpo.num_generations,
+        max_length=config.max_completion_length,
+        end_token=end_token,
+        pad_token=pad_token,
+        temperature=temperature,
+    )
+    return (
+        by_rows(functools.partial(rollout, graph=graph, **sampling)),
+        by_rows(functools.partial(vision_features, graph=graph)),
+        by_rows(functools.partial(logprobs, graph=graph, temperature=temperature)),
+    )
+
+
+def rollout_metrics(
+    lengths: Int[np.ndarray, "B G"], ended: Bool[np.ndarray, "B G"], scores: Scores
+) -> dict[str, float]:
+    """What a rollout says about the policy: rewards, exactness, groups that teach nothing, lengths.
+
+    Args:
+        lengths: tokens of each completion.
+        ended: whether it ended by itself.
+        scores: its rewards.
+    """
     return {
         "reward": scores.reward.mean(),
         "reward/dpa": scores.dpa.mean(),
@@ -156,6 +216,6 @@ def rollout_metrics(rollout: Rollout, scores: Scores) -> dict[str, float]:
         "exact": scores.exact.mean(),
         "groups/zero_spread": (np.ptp(scores.reward, axis=1) == 0).mean(),
         "groups/no_exact": (scores.exact.max(axis=1) == 0).mean(),
-        "completion/length": np.asarray(rollout.mask).sum(-1).mean(),
-        "completion/cut_off": 1 - np.asarray(rollout.ended).mean(),
+        "completion/length": lengths.mean(),
+        "completion/cut_off": 1 - ended.mean(),
     }

@@ -1,12 +1,13 @@
 """The model a run starts from: random, one of our checkpoints, or a Hugging Face directory."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 from flax import nnx, traverse_util
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from aesthetic_jax.checkpoints.training import abstract_model, load_model, locate, read_architecture
@@ -14,6 +15,7 @@ from aesthetic_jax.data.pipeline import Encoder
 from aesthetic_jax.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
 from aesthetic_jax.models.config import PRESETS, InternVLConfig
 from aesthetic_jax.models.internvl import InternVL
+from aesthetic_jax.training.mesh import parameter_tree_shardings
 from aesthetic_jax.training.state import Parameters, split
 
 
@@ -31,39 +33,42 @@ def tokenizer_directory(path: str) -> str:
 
 
 def scratch_model(
-    config: ConfigDict, texts: Callable[[], Iterable[str]]
+    config: ConfigDict, texts: Callable[[], Iterable[str]], mesh: Mesh
 ) -> tuple[InternVLConfig, Parameters, ChatTokenizer]:
     """A preset with random parameters, and a tokenizer trained on the run's texts."""
     preset = PRESETS[config.model.preset]
     tokenizer = train_tokenizer(texts(), min(config.model.vocab_size, preset.text.vocab_size))
     text = dataclasses.replace(preset.text, vocab_size=max(tokenizer.size, config.model.vocab_size))
     architecture = _with_overrides(dataclasses.replace(preset, text=text, image_token=tokenizer.image), config)
-    return architecture, _fill(architecture, {}, config.seed), tokenizer
+    return architecture, _fill(architecture, {}, config.seed, mesh), tokenizer
 
 
 def initial_model(
-    config: ConfigDict, texts: Callable[[], Iterable[str]]
+    config: ConfigDict, texts: Callable[[], Iterable[str]], mesh: Mesh
 ) -> tuple[InternVLConfig, Parameters, ChatTokenizer]:
     """What `config.init_from` names, with the config's dtype, rematerialisation, attention and LoRA.
 
     Args:
+        config: the run's.
         texts: gives the texts that a model from scratch trains its tokenizer on.
+        mesh: that the parameters are split over.
 
     Returns:
         Architecture, parameters (float32) and tokenizer.
     """
     if not config.init_from:
-        return scratch_model(config, texts)
+        return scratch_model(config, texts, mesh)
     if is_hugging_face(config.init_from):
         from aesthetic_jax.checkpoints import huggingface
 
         architecture = huggingface.read_config(config.init_from)
-        parameters = huggingface.load_parameters(config.init_from, architecture)
+        shardings = traverse_util.flatten_dict(parameter_tree_shardings(architecture, mesh))
+        parameters = huggingface.load_parameters(config.init_from, architecture, shardings=shardings)
         directory = config.init_from
     else:
-        architecture, parameters, directory = load_model(config.init_from)
+        architecture, parameters, directory = load_model(config.init_from, mesh)
     architecture = _with_overrides(architecture, config)
-    return architecture, _fill(architecture, parameters, config.seed), load_tokenizer(directory)
+    return architecture, _fill(architecture, parameters, config.seed, mesh), load_tokenizer(directory)
 
 
 def _with_overrides(architecture: InternVLConfig, config: ConfigDict) -> InternVLConfig:
@@ -73,18 +78,20 @@ def _with_overrides(architecture: InternVLConfig, config: ConfigDict) -> InternV
     return dataclasses.replace(architecture, **overrides)
 
 
-def _fill(architecture: InternVLConfig, parameters: Parameters, seed: int) -> Parameters:
+def _fill(architecture: InternVLConfig, parameters: Parameters, seed: int, mesh: Mesh) -> Parameters:
     """The parameters, with random ones where there are none (all of them, or LoRA's); computes no others."""
     given = traverse_util.flatten_dict(parameters)
+    shardings = traverse_util.flatten_dict(parameter_tree_shardings(architecture, mesh))
+    shardings = traverse_util.unflatten_dict({path: x for path, x in shardings.items() if path not in given})
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=shardings)
     def missing():
         _, state = nnx.split(InternVL(architecture, rngs=nnx.Rngs(seed)))
         flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
         return traverse_util.unflatten_dict({path: x for path, x in flat.items() if path not in given})
 
     random = traverse_util.flatten_dict(missing())
-    return traverse_util.unflatten_dict(random | {path: jnp.asarray(x) for path, x in given.items()})
+    return traverse_util.unflatten_dict(random | given)
 
 
 def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: ChatTokenizer) -> Encoder:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -38,28 +39,58 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def write_config(config: ConfigDict, workdir: str) -> None:
-    """Writes config.json: the resolved config, versions and git commit."""
+# what the shapes of a checkpoint, or the meaning of its step, depend on; a resumed run has its model from model.json
+_FIXED = ("method", "batch_size", "hard_cases.round_steps", "model.")
+
+
+def write_config(config: ConfigDict, workdir: str, changes: Sequence[dict[str, Any]] = ()) -> None:
+    """Writes config.json: the resolved config, versions and git commit, and the changes since the run was begun, if any."""
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES} | {"python": platform.python_version()}
     content = {"config": _plain(config), "versions": versions, "git_commit": _git_commit()}
-    (epath.Path(workdir) / "config.json").write_text(json.dumps(content, indent=2) + "\n")
+    if changes:
+        content["changes"] = list(changes)
+    partial = epath.Path(workdir) / "config.json.partial"
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(epath.Path(workdir) / "config.json")
 
 
-def check_same_config(config: ConfigDict, workdir: str) -> None:
-    """Refuses to resume a run with another config than it was begun with.
+def check_same_config(config: ConfigDict, workdir: str, step: int, allow_change: bool = False) -> None:
+    """Compares a config with the one that a run was begun with; prints every field that differs, one a line.
+
+    Args:
+        step: that the run goes on from.
+        allow_change: go on with the new config and note the change in config.json.
+
+    How the work is divided (`mesh`, `micro_batches`) may change: a run goes on on other devices.
 
     Raises:
-        UserError: names the fields that differ, with both values.
+        UserError: fields differ and that is not allowed, or never can be.
     """
     file = epath.Path(workdir) / "config.json"
     try:
-        before = _flat(json.loads(file.read_text())["config"])
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        saved = json.loads(file.read_text())
+        before, changes = _flat(saved["config"]), list(saved.get("changes", ()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: can't be read ({error}); restore it or choose another --workdir") from None
     now = _flat(_plain(config))
-    changed = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    if changed:
-        rows = ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in changed)
+    fields = {
+        name: [before.get(name), now.get(name)]
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and name != "micro_batches" and not name.startswith("mesh.")
+    }
+    if not fields:
+        return
+    for name, (was, value) in fields.items():
+        print(f"config.{name}: {was!r} -> {value!r}")
+    rows = [f"{name} was {was!r} and is {value!r}" for name, (was, value) in fields.items()]
+    shown = ", ".join(rows[:3]) + (f" and {len(rows) - 3} more" if len(rows) > 3 else "")
+    if not allow_change:
         raise UserError(
-            f"{file}: the run was begun with another config: {rows}; change back or choose another --workdir"
+            f"{file}: the run was begun with another config: {shown}; change back, choose another --workdir, or go on with "
+            "--allow_config_change"
         )
+    if fixed := [name for name in fields if name.startswith(_FIXED)]:
+        raise UserError(
+            f"{file}: {fixed[0]} can't change inside a run; begin another with --config.init_from={workdir}"
+        )
+    write_config(config, workdir, [*changes, {"step": step, "fields": fields}])

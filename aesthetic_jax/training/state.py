@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx, traverse_util
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from aesthetic_jax.errors import UserError
 
@@ -118,6 +118,7 @@ class Update(NamedTuple):
     and the optimiser's state are donated.
     """
 
+    zeros: Callable  # (trained) -> total of no part
     gradient: Callable  # (trained, frozen, part, tokens, reference) -> (gradients, metrics)
     add: Callable  # (total, the same) -> (total and the part's gradients, metrics)
     apply: Callable  # (trained, optimiser state, total, metrics of all parts) -> (trained, optimiser state, metrics)
@@ -137,7 +138,7 @@ class Update(NamedTuple):
             total, only = self.gradient(state.trained, state.frozen, parts[0], tokens, reference)
             measured = [only]
         else:  # from zero, as starting from the first part's own gradient would take one more program
-            total, measured = jax.tree.map(jnp.zeros_like, state.trained), []
+            total, measured = self.zeros(state.trained), []
             for part in parts:
                 total, each = self.add(total, state.trained, state.frozen, part, tokens, reference)
                 measured.append(each)
@@ -150,12 +151,16 @@ def make_update(
     *,
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
+    shardings: TrainState | None = None,
 ) -> Update:
     """The update that a loss and an optimiser make.
 
     Args:
         loss: (model, part, tokens, reference) -> (loss, metrics). The batch's are the averages of the parts', so a mean over
             the batch's tokens is a sum over `tokens`; of metrics named `.../max` the greatest is taken.
+        graph: of the model.
+        optimizer: the optimiser.
+        shardings: where the state lives on a mesh; None: all on one device.
     """
 
     def gradient(trained, frozen, part, tokens, reference):
@@ -178,7 +183,31 @@ def make_update(
             metrics[name] = values.max() if name.endswith("/max") else values.mean()
         return optax.apply_updates(trained, updates), optimizer_state, metrics
 
-    return Update(jax.jit(gradient), jax.jit(add, donate_argnums=0), jax.jit(apply, donate_argnums=(0, 1)))
+    def zeros(trained):
+        return jax.tree.map(jnp.zeros_like, trained)
+
+    like, moments = (None, None) if shardings is None else (shardings.trained, shardings.optimizer)
+    return Update(
+        zeros=jax.jit(zeros, out_shardings=like),
+        gradient=jax.jit(gradient, out_shardings=(like, None)),
+        add=jax.jit(add, out_shardings=(like, None), donate_argnums=0),
+        apply=jax.jit(apply, out_shardings=(like, moments, None), donate_argnums=(0, 1)),
+    )
+
+
+def part_rows(lengths: Int[np.ndarray, " B"], parts: int, shards: int = 1) -> Int[np.ndarray, "parts B/parts"]:
+    """Which rows of a batch go into which part: as many of each shard, in its order, and the short ones first.
+
+    Args:
+        lengths: tokens of each row's longest completion.
+        parts: times shards divides B.
+        shards: pieces that a mesh's devices hold the rows in; no row leaves its own.
+    """
+    if parts == 1:
+        return np.arange(len(lengths))[None]
+    each = len(lengths) // shards
+    order = np.argsort(np.reshape(lengths, (shards, each)), axis=1, kind="stable") + each * np.arange(shards)[:, None]
+    return order.reshape(shards, parts, -1).swapaxes(0, 1).reshape(parts, -1)
 
 
 def split_rows(batch: Any, mask: Bool[Array, "B G T"], parts: int) -> list[Any]:
@@ -190,5 +219,5 @@ def split_rows(batch: Any, mask: Bool[Array, "B G T"], parts: int) -> list[Any]:
     """
     if parts == 1:
         return [batch]
-    order = np.argsort(np.asarray(mask).any(1).sum(1), kind="stable")
-    return [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in np.split(order, parts)]
+    lengths = np.asarray(mask).any(1).sum(1)
+    return [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in part_rows(lengths, parts)]

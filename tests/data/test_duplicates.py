@@ -43,6 +43,9 @@ class Listed(Records):
     def has_reasoning(self):
         return np.zeros(len(self.rows), bool)
 
+    def dimensions(self):
+        return np.array([DIMENSIONS.index(x.dimension) for x in self.rows])
+
 
 def pictures(*seeds):
     return [picture(seed) for seed in seeds]

@@ -1,4 +1,5 @@
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,14 +11,15 @@ from aesthetic_jax.data.hard_cases import (
     DifficultyTable,
     init_table,
     is_hard,
+    left_out,
     make_plan,
     table_statistics,
     update_table,
 )
 
 
-def config(floor=0.1, coverage_quota=0.2, plan_length=100):
-    return SimpleNamespace(floor=floor, coverage_quota=coverage_quota, plan_length=plan_length)
+def config(floor=0.1, coverage_quota=0.2, plan_length=100, **more):
+    return SimpleNamespace(floor=floor, coverage_quota=coverage_quota, plan_length=plan_length, **more)
 
 
 def table_of(pass_rate, last_seen=None):
@@ -34,16 +36,31 @@ def table_of(pass_rate, last_seen=None):
     floor=st.sampled_from([0.0, 0.1, 1.0]),
     quota=st.sampled_from([0.0, 0.3, 1.0]),
     length=st.integers(1, 150),
+    more=st.fixed_dictionaries(
+        {},
+        optional={
+            "weighting": st.sampled_from(["continuous", "threshold"]),
+            "oversampling": st.sampled_from([0, 1.0, 8.0]),
+            "power": st.sampled_from([0.5, 1, 3.0]),
+            "band_visits": st.sampled_from([0, 1, 2]),
+            "band_rest": st.sampled_from([1, 3]),
+            "balance_dimensions": st.booleans(),
+        },
+    ),
+    last_seen=st.sampled_from(["never", "now", "by turns"]),
 )
-def test_plan_laws(seed, round_index, rates, floor, quota, length):
-    table, settings_ = table_of(rates), config(floor, quota, length)
-    plan = make_plan(seed, round_index, table, settings_)
+def test_plan_laws(seed, round_index, rates, floor, quota, length, more, last_seen):
+    """Of any table and settings: the length asked for, no index much more often than another, the same each time."""
+    seen = {"never": np.full(len(rates), -1), "now": np.full(len(rates), 7), "by turns": np.arange(len(rates)) % 5}
+    table, settings_ = table_of(rates, seen[last_seen]), config(floor, quota, length, **more)
+    dimensions = np.arange(len(rates)) % 3
+    plan = make_plan(seed, round_index, table, settings_, dimensions)
     assert plan.dtype == np.int32
     assert plan.shape == (length,)
     counts = np.bincount(plan, minlength=len(rates))
     assert len(counts) == len(rates)
     assert counts.max() - counts.min() <= 1  # so no index comes twice unless all come once
-    np.testing.assert_array_equal(plan, make_plan(seed, round_index, table, settings_))
+    np.testing.assert_array_equal(plan, make_plan(seed, round_index, table, settings_, dimensions))
 
 
 def test_plans_of_different_rounds_and_seeds_differ():
@@ -62,6 +79,96 @@ def test_frequency_follows_difficulty():
     expected = np.array([1.0, 0.55, 0.1]) / 1.65
     # without replacement the heavy class thins out a little; 30 of 600 keep that below 0.03
     np.testing.assert_allclose(share, expected, atol=0.03)
+
+
+def shares(table, settings_, classes, rounds=300, **arguments):
+    """The share of each class in many rounds' plans."""
+    plans = np.concatenate([make_plan(7, r, table, settings_, **arguments) for r in range(rounds)])
+    return np.bincount(classes[plans], minlength=classes.max() + 1) / len(plans)
+
+
+def test_threshold_weights_and_oversampling():
+    """Hard samples, those below the threshold, come up `oversampling` times as often, however hard they are."""
+    rates = np.repeat([0.0, 0.4, 0.5, 1.0], 200)
+    classes = np.arange(800) // 200
+    settings_ = config(0.0, 0.0, 20, weighting="threshold", oversampling=4)
+    np.testing.assert_allclose(shares(table_of(rates), settings_, classes), np.array([4, 4, 1, 1]) / 10, atol=0.03)
+    settings_ = config(0.0, 0.0, 20, weighting="threshold", oversampling=4, hard_below=0.3)
+    np.testing.assert_allclose(shares(table_of(rates), settings_, classes), np.array([4, 1, 1, 1]) / 7, atol=0.03)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]), min_size=2, max_size=5, unique=True), st.floats(0.3, 3))
+@settings(deadline=None, max_examples=15)
+def test_harder_classes_come_up_more_often(rates, power):
+    """With 100 samples a class; 4 standard deviations of slack for neighbours that weigh almost the same."""
+    rates = sorted(rates)
+    classes = np.repeat(np.arange(len(rates)), 100)
+    share = shares(table_of(np.repeat(rates, 100)), config(0.05, 0.0, 20, power=power), classes, rounds=150)
+    assert (np.diff(share) < 4 * np.sqrt(0.25 * 2 / 3000)).all()
+    assert share[0] > share[-1]
+
+
+def test_an_unseen_sample_weighs_as_its_prior():
+    classes = np.arange(600) // 300
+    table = init_table(600, prior=0.25)
+    table.pass_rate[300:] = 0.75
+    share = shares(table, config(0.0, 0.0, 20), classes)
+    np.testing.assert_allclose(share, [0.75, 0.25], atol=0.03)
+
+
+def test_dimensions_are_balanced():
+    """Of 500 samples 400 are of one dimension; the weights inside a dimension stay as they are."""
+    dimensions = np.repeat([0, 1], [400, 100])
+    table = table_of(np.tile([0.0, 1.0], 250))
+    share = shares(table, config(0.25, 0.0, 10), dimensions, dimensions=dimensions)
+    np.testing.assert_allclose(share, [0.8, 0.2], atol=0.03)
+    settings_ = config(0.25, 0.0, 10, balance_dimensions=True)
+    np.testing.assert_allclose(shares(table, settings_, dimensions, dimensions=dimensions), [0.5, 0.5], atol=0.04)
+    easy = np.arange(500) % 2
+    np.testing.assert_allclose(shares(table, settings_, easy, dimensions=dimensions), [0.8, 0.2], atol=0.04)
+
+
+def test_the_band_leaves_out_what_is_never_solved_and_looks_again():
+    """Three visits in vain: away for 10 steps, then one more look, and away again."""
+    settings_ = config(0.1, 0.3, 5, band_visits=3, band_rest=10)
+    table = init_table(20)
+    visits = []
+    for step in range(1, 61):
+        plan = make_plan(0, step, table, settings_)
+        visits += [step] * (0 in plan)
+        table = update_table(table, plan, (plan != 0).astype(float), step, settings_)
+        if len(visits) == 3:
+            assert left_out(table, settings_)[0] == (step < visits[-1] + 10)
+    assert np.diff(visits)[2:].min() >= 10
+    assert np.diff(visits)[2:].max() <= 10 + 4
+    assert len(visits) >= 6
+    solved = table._replace(pass_rate=np.full(20, 0.01))
+    assert not left_out(solved, settings_).any()
+    assert not left_out(table, config()).any()
+
+
+def test_a_table_of_nothing_but_left_out_samples_still_gives_plans():
+    """Those that were not seen for longest come first."""
+    table = table_of(np.zeros(50), np.arange(50))
+    plan = make_plan(0, 0, table, config(0.1, 1.0, 10, band_visits=1, band_rest=1000))
+    assert set(plan) == set(range(10))
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 60), st.floats(0.05, 1.0), st.integers(1, 70), st.sampled_from([0.0, 1.0]), st.integers(0, 99))
+def test_every_sample_comes_within_the_coverage_period(n, quota, length, floor, seed):
+    """From any state on, and whatever is solved."""
+    rng = np.random.default_rng(seed)
+    table = table_of(rng.integers(0, 2, n), rng.integers(-1, 9, n))
+    settings_ = config(floor, quota, length)
+    rest = length % n
+    period = 1 if length >= n else int(np.ceil(n / np.ceil(rest * quota)))
+    seen = set()
+    for r in range(period):
+        plan = make_plan(seed, r, table, settings_)
+        seen |= set(plan)
+        table = update_table(table, plan, rng.integers(0, 2, length).astype(float), 10 + r, settings_)
+    assert seen == set(range(n))
 
 
 def test_within_a_class_every_sample_is_as_likely():
@@ -91,9 +198,16 @@ def test_uniform_tables_give_whole_plans(rate, floor):
 
 def test_a_million_samples_are_planned_in_a_moment():
     table = init_table(1_000_000)
-    start = time.process_time()
-    make_plan(0, 0, table, config(plan_length=50_000))
-    assert time.process_time() - start < 2.0  # about 0.2 s on a quiet core
+    tables = (table, table_of(np.zeros(1_000_000)), table_of(np.ones(1_000_000), np.arange(1_000_000)))
+    dimensions = np.arange(1_000_000) % 4
+    for table in tables:
+        start = time.process_time()
+        make_plan(0, 0, table, config(plan_length=50_000, band_visits=1, balance_dimensions=True), dimensions)
+        assert time.process_time() - start < 1.0  # about 0.05 s on a quiet core
+        tracemalloc.start()
+        make_plan(0, 0, table, config(plan_length=50_000, band_visits=1, balance_dimensions=True), dimensions)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+        tracemalloc.stop()
 
 
 def test_update_moves_the_average():

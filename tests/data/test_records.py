@@ -80,6 +80,8 @@ def test_both_sources_hold_the_same_in_the_manifests_order(sources, split):
     assert len(manifest) == len(built) == len(samples)
     assert manifest.ids() == built.ids() == [sample.id for sample in samples]
     assert manifest.has_reasoning().tolist() == built.has_reasoning().tolist() == [bool(x.reasoning) for x in samples]
+    dimensions = [DIMENSIONS.index(sample.dimension) for sample in samples]
+    assert manifest.dimensions().tolist() == built.dimensions().tolist() == dimensions
     stored_as_is = dict(odd_images())
     for index, sample in enumerate(samples):
         one, other = manifest[index], built[index]

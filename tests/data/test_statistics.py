@@ -200,6 +200,9 @@ class Endless(Records):
     def has_reasoning(self):
         return np.zeros(self.number, bool)
 
+    def dimensions(self):
+        return np.zeros(len(self), int)
+
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_reading_runs_ahead_by_few_samples(workers):

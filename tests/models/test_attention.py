@@ -172,7 +172,7 @@ CUDNN = {
 )
 def test_programs_for_accelerators_hold_no_scores(choice, platform, remat, kernels, monkeypatch):
     """What the accelerators' compilers are given, made without them."""
-    monkeypatch.setattr(module, "_platform", lambda: {"cuda": "gpu"}.get(platform, platform))
+    monkeypatch.setattr(module, "target_platform", lambda: {"cuda": "gpu"}.get(platform, platform))
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
     text = lowered(dataclasses.replace(TOWER_1025, attention=choice, remat=remat), platform)
     assert collections.Counter(re.findall(r"@(tpu_custom_call|__cudnn[\w$]*)\(", text)) == kernels

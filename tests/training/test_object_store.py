@@ -11,6 +11,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from aesthetic_jax.__main__ import main
+from aesthetic_jax.checkpoints.integrity import write_checksums
 from aesthetic_jax.checkpoints.training import locate, newest_step
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.training.metrics import MetricsWriter, truncate
@@ -62,6 +63,8 @@ def test_a_half_written_checkpoint_is_passed_over(bucket):
     assert newest_step(f"{bucket}/run") is None
     with pytest.raises(UserError, match="gs://bucket/run: holds no checkpoint"):
         locate(f"{bucket}/run")
+    (checkpoints / "2" / "parameters" / "x").write_text("")
+    write_checksums(checkpoints / "2")
     (checkpoints / "2" / "commit_success.txt").write_text("")
     run, step = locate(f"{bucket}/run")
     assert (str(run), step) == ("gs://bucket/run", 2)

@@ -5,8 +5,8 @@ JPEG, PNG and WebP files are stored byte for byte, whatever their mode (CMYK, 16
 
 It is a ShardBasedBuilder because TFDS's GeneratorBasedBuilder sorts a split of more than 1 GB with TensorFlow's files.
 
-The metadata holds what is wanted without reading the samples: the fingerprint of the content, and of each split the ids
-and the numbers of the samples that have reasoning.
+The metadata holds what is wanted without reading the samples: the fingerprint of the content, and of each split the ids,
+the dimensions and the numbers of the samples that have reasoning.
 """
 
 import functools
@@ -81,6 +81,7 @@ class Screening(tfds.core.ShardBasedBuilder):
         self.info.metadata.update(
             fingerprint=fingerprint(self._digests),
             ids={split: [sample.id for sample in samples] for split, samples in rows.items()},
+            dimensions={split: [DIMENSIONS.index(x.dimension) for x in samples] for split, samples in rows.items()},
             reasoned={split: [i for i, x in enumerate(samples) if x.reasoning] for split, samples in rows.items()},
         )
 

@@ -1,0 +1,211 @@
+"""Mining with a sampler whose completions are known; the real one mines in the recipe's tests."""
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from aesthetic_jax.data.pipeline import Encoder
+from aesthetic_jax.data.prompts import completion_text
+from aesthetic_jax.data.records import open_records
+from aesthetic_jax.data.tokenizer import train_tokenizer
+from aesthetic_jax.errors import UserError
+from aesthetic_jax.rl.rollouts import Rollout
+from aesthetic_jax.training import evaluation, grpo, mining
+from aesthetic_jax.training.config import check_config
+from aesthetic_jax.training.mesh import make_mesh
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ROLLOUTS = 3
+
+
+@pytest.fixture(scope="module")
+def data(command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mining")
+    words = ("--num=14", "--image_size=56", "--workers=1", "--splits=1,0,0")
+    assert command("synthesize", f"--out={folder}", *words).returncode == 0
+    return folder
+
+
+def make_config(data, **changes):
+    config = runpy.run_path(str(CONFIGS / "quickstart.py"))["get_config"]("hcm_grpo")
+    config.data.manifest, config.batch_size = f"{data}/manifest.jsonl", 4
+    config.max_completion_length, config.data.threads = 64, 1
+    config.hard_cases.mode, config.hard_cases.mine_rollouts = "two_stage", ROLLOUTS
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture
+def mine(data, monkeypatch):
+    """Mines 14 samples, of which number i is solved by i % 4 of 3 completions; counts the batches it samples."""
+    records = open_records(str(data / "manifest.jsonl"))
+    texts = []
+    for index in range(len(records)):
+        record = records[index]
+        wrong = frozenset("AB") if record.answer != frozenset("AB") else frozenset("C")
+        texts.append(
+            [completion_text("so", record.answer if g < index % 4 else wrong) for g in range(ROLLOUTS)],
+        )
+    tokenizer = train_tokenizer([text for group in texts for text in group], 300)
+    ids = np.full((len(records), ROLLOUTS, 64), tokenizer.pad, np.int32)
+    mask = np.zeros(ids.shape, bool)
+    for b, group in enumerate(texts):
+        for g, text in enumerate(group):
+            encoded = tokenizer.encode(text)
+            ids[b, g, : len(encoded)], mask[b, g, : len(encoded)] = encoded, True
+    encoder = Encoder(tokenizer, 28, 1, 5, 1, (512,), (64,))
+    table = jnp.asarray(ids), jnp.asarray(mask)
+    batches = []
+
+    def rollout(parameters, batch, key, *, group, **_):
+        assert group == ROLLOUTS
+        ids, mask = table[0][batch.index], table[1][batch.index]
+        return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.ones(ids.shape[:2], bool))
+
+    decode = grpo.decode
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
+    monkeypatch.setattr(evaluation, "rollout", rollout)
+    monkeypatch.setattr(grpo, "decode", lambda *x: batches.append(1) or decode(*x))
+
+    def run(folder, step=0, **changes):
+        batches.clear()
+        config = make_config(data, **changes)
+        return mining.mine(config, {}, None, records, encoder, str(folder), "a model", mesh, step), len(batches)
+
+    run.records = records
+    run.texts = texts
+    return run
+
+
+def test_what_is_mined(mine, tmp_path):
+    table, batches = mine(tmp_path / "out", step=6)
+    assert batches == 4
+    expected = np.arange(14) % 4 / 3
+    np.testing.assert_allclose(table.pass_rate, expected, atol=1e-7)
+    assert (table.count == 1).all()
+    assert (table.last_seen == 6).all()
+    rows = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().splitlines()]
+    records = mine.records
+    assert [row["id"] for row in rows] == records.ids()
+    for index, row in enumerate(rows):
+        assert row["dimension"] == records[index].dimension
+        assert row["answer"] == sorted(records[index].answer)
+        assert row["completions"] == [text.removesuffix("<|im_end|>") for text in mine.texts[index]]
+        assert row["exact"] == table.pass_rate[index]
+    described = json.loads((tmp_path / "out" / "mining.json").read_text())
+    assert described["settings"]["model"] == "a model"
+    assert described["result"]["hard_cases/never_solved"] == 4 / 14
+    loaded = mining.load_table(str(tmp_path / "out"), records.ids(), 0.5)
+    np.testing.assert_array_equal(loaded.pass_rate, table.pass_rate)
+    assert (loaded.last_seen == 0).all()
+    text = mining.summarize_table(table, records.dimensions())
+    assert text.splitlines()[-1].split() == ["overall", "14", "0.452", "28.6%", "50.0%", "21.4%"]
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.1, 0.4, 0.77, 0.999, 1.0])
+def test_cut_off_mining_goes_on(mine, tmp_path, cut):
+    """Whatever byte it was cut off at; batches that are there are not sampled again."""
+    whole, _ = mine(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "table.npz").unlink()
+    file = tmp_path / "cut" / "completions.jsonl"
+    content = file.read_bytes()
+    kept = content[: round(cut * len(content))]
+    file.write_bytes(kept)
+    table, batches = mine(tmp_path / "cut")
+    assert file.read_bytes() == content
+    lines = kept.count(b"\n")
+    assert batches == 4 - (4 if lines == 14 else lines // 4)
+    for a, b in zip(table, whole, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name in ("table.npz", "mining.json"):
+        assert (tmp_path / "cut" / name).exists()
+    assert not list((tmp_path / "cut").glob("*.partial"))
+
+
+def test_a_folder_of_something_else_is_refused(mine, tmp_path):
+    mine(tmp_path / "out")
+    with pytest.raises(UserError, match=r"mining\.json: was mined with seed 0, not 3"):
+        mine(tmp_path / "out", seed=3)
+    (tmp_path / "out" / "mining.json").write_text("[")
+    with pytest.raises(UserError, match="can't be read"):
+        mine(tmp_path / "out")
+    (tmp_path / "out" / "mining.json").unlink()
+    with pytest.raises(UserError, match="not empty"):
+        mine(tmp_path / "out")
+
+
+def test_a_table_finds_samples_by_their_ids(mine, tmp_path):
+    table, _ = mine(tmp_path / "out")
+    ids = mine.records.ids()
+    loaded = mining.load_table(str(tmp_path / "out"), ["new", *reversed(ids[3:])], 0.25)
+    np.testing.assert_array_equal(loaded.pass_rate, [0.25, *table.pass_rate[:2:-1]])
+    np.testing.assert_array_equal(loaded.count, [0] + [1] * 11)
+    np.testing.assert_array_equal(loaded.last_seen, [-1] + [0] * 11)
+    with pytest.raises(UserError, match="none of the train split's samples"):
+        mining.load_table(str(tmp_path / "out"), ["x", "y"], 0.5)
+
+
+def test_a_damaged_table_is_refused(mine, tmp_path):
+    with pytest.raises(UserError, match="is missing; aesthetic-jax mine"):
+        mining.load_table(str(tmp_path), ["a"], 0.5)
+    whole, _ = mine(tmp_path / "out")
+    file = tmp_path / "out" / "table.npz"
+    content = file.read_bytes()
+    rng = np.random.default_rng(0)
+    flipped = []
+    for place in rng.integers(0, len(content), 20):
+        changed = bytearray(content)
+        changed[place] ^= 1 << rng.integers(8)
+        flipped.append(bytes(changed))
+    for damaged in (b"", b"text", *(content[:x] for x in rng.integers(0, len(content), 10)), *flipped):
+        file.write_bytes(damaged)
+        try:
+            loaded = mining.load_table(str(tmp_path / "out"), mine.records.ids(), 0.5)
+        except UserError:
+            continue
+        np.testing.assert_array_equal(loaded.pass_rate, whole.pass_rate)  # a bit that ZIP makes no use of
+        np.testing.assert_array_equal(loaded.count, whole.count)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mode", "both"),
+        ("weighting", "linear"),
+        ("floor", -0.1),
+        ("coverage_quota", 1.5),
+        ("prior", 2.0),
+        ("decay", -1.0),
+        ("oversampling", 0.5),
+        ("power", 0.0),
+        ("band_visits", -1),
+        ("band_rest", 0),
+        ("mine_at", 7),
+        ("mine_rollouts", 0),
+    ],
+)
+def test_settings_are_checked(data, field, value):
+    config: ConfigDict = make_config(data)
+    check_config(config)
+    config.hard_cases[field] = value
+    with pytest.raises(UserError, match=f"config.hard_cases.{field}"):
+        check_config(config)
+
+
+def test_a_table_goes_with_mining_from_the_start(data):
+    config = make_config(data, **{"hard_cases.table": "somewhere"})
+    check_config(config)
+    config.hard_cases.mine_at = 10
+    with pytest.raises(UserError, match=r"hard_cases\.table"):
+        check_config(config)
+    config.hard_cases.mine_at, config.hard_cases.mode = 0, "off"
+    with pytest.raises(UserError, match=r"hard_cases\.table"):
+        check_config(config)
