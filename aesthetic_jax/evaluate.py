@@ -48,7 +48,7 @@ def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: 
     architecture = dataclasses.replace(architecture, attention=config.model.attention)  # of this machine, not the run's
     encoder = make_encoder(config, architecture, load_tokenizer(tokenizer))
     graph, _ = abstract_model(architecture)
-    greedy = make_sampler(graph, encoder, config.max_completion_length, mesh)
+    greedy = make_sampler(graph, encoder, config.max_completion_length, mesh, hold_layers=config.mesh.hold_layers)
     predictions = predict(greedy, parameters, records, encoder, config.eval_batch_size, mesh, limit)
 
     metrics = summarize_predictions(predictions)

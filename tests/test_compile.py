@@ -29,7 +29,7 @@ def test_the_tiny_model_compiles_for_a_slice(command, method, steps):
         assert step["temp_bytes"] > 0
         assert step["argument_bytes"] + step["temp_bytes"] <= step["peak_bytes_per_chip"] < 2**30
         assert step["compile_s"] > 0
-        assert step["collectives"]["all-gather"] >= 3 * 7  # a layer's matrices, layer by layer
+        assert step["collectives"]["all-gather"] >= 7  # a layer's matrices: layer by layer, or once for a rollout
         assert step["collective_bytes"].keys() == step["collectives"].keys()
         assert step["warnings"] == []
         assert step["roofline_s"] == max(step["compute_s"], step["links_s"], step["data_centre_s"])

@@ -27,6 +27,7 @@ RULES: Mapping[str, str | None] = {
     "mlp": "tensor",
     "vocab": "tensor",
     "layers": None,  # the scan walks along it
+    "whole": None,  # an axis that `hold_whole` gathered
     "lora": None,
     "norm": None,
     "patch": None,
@@ -104,6 +105,26 @@ def constrain(x: Array, *axes: str | None) -> Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def hold_whole(layers: nnx.Module, dtype: DTypeLike) -> nnx.Module:
+    """Stacked layers whose parameters are gathered from the devices that keep pieces of them, in the dtype they are used in.
+
+    For loops over tokens, in which each layer would be gathered for every token. Each device holds all layers meanwhile.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if _STORAGE_AXIS not in mesh.axis_names or mesh.shape[_STORAGE_AXIS] == 1:
+        return layers
+    graph, state = nnx.split(layers)
+    held = dict(nnx.to_flat_state(state))
+    for path, variable in held.items():
+        axes = variable.get_metadata()["logical_axes"]
+        if any(RULES[axis] == _STORAGE_AXIS for axis in axes):
+            whole = tuple("whole" if RULES[axis] == _STORAGE_AXIS else axis for axis in axes)
+            kept, used = (partition_spec(".".join(path), x, variable.shape, mesh) for x in (axes, whole))
+            x = jax.lax.with_sharding_constraint(variable[...].astype(dtype), kept)
+            held[path] = nnx.Param(jax.lax.with_sharding_constraint(x, used), logical_axes=whole)
+    return nnx.merge(graph, nnx.from_flat_state(held))
+
+
 def gathered(parameter: nnx.Variable, dtype: DTypeLike) -> Array:
     """A parameter in `dtype` as it is computed with: gathered from the devices that keep pieces of it.
 
@@ -117,6 +138,8 @@ def gathered(parameter: nnx.Variable, dtype: DTypeLike) -> Array:
     axes = parameter.get_metadata()["logical_axes"][-x.ndim :]  # inside a scan the layers' axis is gone
     kept = partition_spec("parameter", axes, x.shape, mesh)
     used = PartitionSpec(*(None if axis == _STORAGE_AXIS else axis for axis in kept))
+    if _STORAGE_AXIS not in kept:
+        return x.astype(dtype)
     return _gather(jax.lax.with_sharding_constraint(x.astype(dtype), kept), kept, used)
 
 

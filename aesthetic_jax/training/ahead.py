@@ -219,7 +219,8 @@ def measure(run: Run, name: str, programs: list[Program], slices: int = 1) -> di
             report = sizes
     counts, total = summarize_collectives(found)
     report |= {"collectives": counts, "collective_bytes": total, "compile_s": round(time.perf_counter() - began, 1)}
-    gathers = stack_gathers(found, stacks)
+    wanted = name == "rollout" and run.config.mesh.hold_layers
+    gathers = [] if wanted else stack_gathers(found, stacks)
     report["warnings"] = [
         f"gathers a parameter of all layers at once, {list(shape)}: the layer scan should gather one layer at a time"
         for shape in gathers

@@ -15,7 +15,7 @@ import numpy as np
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z\-]+)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z\-]+)\((.*)$")
 _ARRAY = re.compile(r"([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%?[\w.\-]+)"
@@ -54,12 +54,16 @@ def collectives(text: str, devices: int, *, trips: int = 1, per_slice: int | Non
         per_slice: devices of a slice; None: all.
     """
     computations, entry = _parse(text)
-    found = []
+    found, channels = [], set()
 
     def walk(name: str, count: int, in_loop: bool) -> None:
-        for shape, operation, rest in computations.get(name, ()):
+        for _, shape, operation, rest in computations.get(name, ()):
             kind = operation.removesuffix("-start")
             if kind in _KINDS:
+                channel = re.search(r"channel_id=(\d+)", rest)
+                if channel and channel[1] in channels:
+                    continue  # TPU's fusions of a collective with what runs meanwhile name it in each of their parts
+                channels.add(channel and channel[1])
                 if kind == "all-reduce" and "all-reduce-scatter" in name:  # TPU's fusion of all-reduce and slice
                     kind = "reduce-scatter"
                 found.append(_collective(kind, operation, shape, rest, devices, per_slice or devices, count, in_loop))
@@ -68,8 +72,7 @@ def collectives(text: str, devices: int, *, trips: int = 1, per_slice: int | Non
                 continue  # what they call works on single numbers
             inner, looped = count, in_loop
             if operation == "while":
-                known = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
-                inner, looped = count * (int(known[1]) if known else trips), True
+                inner, looped = count * (_known_trips(rest, computations) or trips), True
             for called in _CALLED.findall(rest):
                 for each in called.strip("{}").split(","):
                     walk(each.strip().lstrip("%"), inner, looped)
@@ -99,17 +102,30 @@ def stack_gathers(found: Sequence[Collective], stacks: Sequence[tuple[int, ...]]
     return [shape for shape in gathers if tuple(sorted(x for x in shape if x > 1)) in wanted]
 
 
-def _parse(text: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:
-    """Instructions (shape, operation, the rest of the line) of each computation, and the entry's name."""
+def _known_trips(rest: str, computations: dict[str, list[tuple[str, str, str, str]]]) -> int | None:
+    """Trips of a loop: as XLA names them, or N where it goes on while its counter, from 0, is less than the constant N."""
+    if known := re.search(r"known_trip_count\W+n\W+(\d+)", rest):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", rest)
+    *others, (_, _, operation, root) = computations.get(condition[1] if condition else "") or [("",) * 4]
+    limit = re.match(r".*, %([\w.\-]+)\), direction=LT", root) if operation == "compare" else None
+    for name, _, other, value in others if limit else ():
+        if (name, other) == (limit[1], "constant"):
+            return int(value.partition(")")[0])
+    return None
+
+
+def _parse(text: str) -> tuple[dict[str, list[tuple[str, str, str, str]]], str]:
+    """Instructions (name, shape, operation, the rest of the line) of each computation, and the entry's name."""
     computations, entry, current = {}, "", None
     for line in text.splitlines():
         if begins := _COMPUTATION.match(line):
             current = computations[begins[2]] = []
             entry = begins[2] if begins[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a literal over several lines may begin one with it
             current = None
         elif current is not None and (parts := _INSTRUCTION.match(line)):
-            current.append((parts[1], parts[2], parts[3]))
+            current.append(parts.groups())
     return computations, entry
 
 
@@ -142,6 +158,12 @@ def _groups(rest: str, devices: int) -> list[list[int]]:
         if iota[3]:
             ids = ids.transpose([int(x) for x in iota[3].split(",")])
         return ids.reshape(shape).tolist()
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        within = re.findall(r"'(\w+)'", named[2])
+        order = [list(sizes).index(axis) for axis in [*(x for x in sizes if x not in within), *within]]
+        ids = np.arange(math.prod(sizes.values())).reshape(list(sizes.values())).transpose(order)
+        return ids.reshape(-1, math.prod(sizes[axis] for axis in within)).tolist()
     if listed := re.search(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}", rest):
         groups = [[int(x) for x in group.split(",") if x.strip()] for group in re.findall(r"\{([\d, ]*)\}", listed[1])]
         return [group for group in groups if group] or [list(range(devices))]

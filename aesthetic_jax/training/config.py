@@ -66,6 +66,9 @@ def base_config() -> ConfigDict:
     config.mesh.data = 0  # rows of a batch, across slices; beside another axis that is left open: the number of slices
     config.mesh.fsdp = -1  # rows of a batch, and the pieces that parameters and optimiser state are kept in
     config.mesh.tensor = 1  # attention heads, MLP and vocabulary
+    # While sampling, each device holds all layers of the language model, in config.model.dtype, whole along fsdp; without, each
+    # layer is gathered for every token: slow, and the choice where they don't fit.
+    config.mesh.hold_layers = True
 
     config.hard_cases = ConfigDict()
     # "off": shuffled epochs; "online": plans follow the difficulty table, which training's rollouts fill; "two_stage": rollouts

@@ -29,6 +29,7 @@ def make_sampler(
     mesh: Mesh,
     group: int = 1,
     temperature: float = 0.0,
+    hold_layers: bool = True,
 ) -> Callable[[Parameters, Batch, Key[Array, ""]], tuple[np.ndarray, np.ndarray]]:
     """(parameters, a host's batch, key) -> ids and mask [B, G, T] of completions of every host's prompts; greedy by default.
 
@@ -39,8 +40,9 @@ def make_sampler(
         mesh: that parameters and rows are split over.
         group: completions G of each prompt.
         temperature: as in `sample_completions`.
+        hold_layers: `config.mesh.hold_layers`.
     """
-    settings = dict(group=group, max_length=max_length, temperature=temperature)
+    settings = dict(group=group, max_length=max_length, temperature=temperature, hold_layers=hold_layers)
     tokens = dict(end_token=encoder.tokenizer.end, pad_token=encoder.tokenizer.pad)
     compiled = jax.jit(functools.partial(rollout, graph=graph, **settings, **tokens), out_shardings=rows_sharding(mesh))
 

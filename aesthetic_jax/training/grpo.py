@@ -17,6 +17,7 @@ from aesthetic_jax.data.pipeline import Batch
 from aesthetic_jax.data.tokenizer import ChatTokenizer
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.models.logprobs import completion_logprobs
+from aesthetic_jax.models.sharding import hold_whole
 from aesthetic_jax.rl.losses import policy_loss
 from aesthetic_jax.rl.rewards import dpa_reward, format_reward, parse_answer
 from aesthetic_jax.rl.rollouts import Rollout, sample_completions
@@ -51,9 +52,24 @@ def vision_features(parameters: Parameters, tiles: Array, *, graph: nnx.GraphDef
     return nnx.merge(graph, parameters).vision_features(tiles)
 
 
-def rollout(parameters: Parameters, batch: Batch, key: Key[Array, ""], *, graph: nnx.GraphDef, **sampling) -> Rollout:
-    """Completions of a batch's prompts; `sampling` as in `sample_completions`."""
+def rollout(
+    parameters: Parameters,
+    batch: Batch,
+    key: Key[Array, ""],
+    *,
+    graph: nnx.GraphDef,
+    hold_layers: bool = True,
+    **sampling,
+) -> Rollout:
+    """Completions of a batch's prompts.
+
+    Args:
+        hold_layers: `config.mesh.hold_layers`.
+        sampling: as in `sample_completions`.
+    """
     model = nnx.merge(graph, parameters)
+    if hold_layers:
+        model.language.layers = hold_whole(model.language.layers, model.config.dtype)
     prompt = model.prefill(batch.tiles, batch.prompt_ids, batch.prompt_mask)
     return sample_completions(model, prompt, batch.index, key, **sampling)
 
@@ -192,7 +208,7 @@ def make_inference(
         temperature=temperature,
     )
     return (
-        by_rows(functools.partial(rollout, graph=graph, **sampling)),
+        by_rows(functools.partial(rollout, graph=graph, hold_layers=config.mesh.hold_layers, **sampling)),
         by_rows(functools.partial(vision_features, graph=graph)),
         by_rows(functools.partial(logprobs, graph=graph, temperature=temperature)),
     )

@@ -382,7 +382,7 @@ def _make_evaluate(
     config: ConfigDict, graph: nnx.GraphDef, encoder: Encoder, mesh: Mesh
 ) -> Callable[[Parameters], dict[str, float]]:
     records = open_records(config.data.manifest, config.data.data_dir, "validation")
-    greedy = make_sampler(graph, encoder, config.max_completion_length, mesh)
+    greedy = make_sampler(graph, encoder, config.max_completion_length, mesh, hold_layers=config.mesh.hold_layers)
 
     def evaluate(parameters: Parameters) -> dict[str, float]:
         predictions = predict(greedy, parameters, records, encoder, config.eval_batch_size, mesh, config.eval_samples)

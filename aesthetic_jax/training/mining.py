@@ -73,7 +73,13 @@ def mine(
     if jax.process_index() == 0:
         _claim(target, settings)
     sample = make_sampler(
-        graph, encoder, config.max_completion_length, mesh, settings["rollouts"], config.grpo.temperature
+        graph,
+        encoder,
+        config.max_completion_length,
+        mesh,
+        settings["rollouts"],
+        config.grpo.temperature,
+        config.mesh.hold_layers,
     )
     key = jax.random.fold_in(jax.random.key(config.seed), _NOISE)
     steps = math.ceil(len(ids) / config.batch_size)

@@ -23,7 +23,26 @@ TEXT = """HloModule jit_step, is_scheduled=true, entry_computation_layout={(f32[
 }
 
 %fewer (state: (s32[], bf16[28,96,64])) -> pred[] {
-  ROOT %less = pred[] compare(%i, %n), direction=LT
+  %less = pred[] compare(%i, %n), direction=LT
+  ROOT %goes = pred[] and(%less, %more)
+}
+
+%counted (state: (s32[], bf16[28,96,64])) -> pred[] {
+  %n.1 = s32[]{:T(128)} constant(3)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%i, %n.1), direction=LT, metadata={op_name="while"}
+}
+
+%begins (p: bf16[8,64]) -> bf16[64,64] {
+  ROOT %g.1 = bf16[64,64]{1,0} all-gather(%p), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_1'}, dimensions={0}
+}
+
+%goes_on (p: bf16[8,64]) -> bf16[64,64] {
+  ROOT %g.2 = bf16[64,64]{1,0} all-gather(%p), channel_id=9, replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_1'}, dimensions={0}
+}
+
+%fused (state: bf16[8,64]) -> bf16[64,64] {
+  %begun = bf16[64,64]{1,0} fusion(%state), kind=kCustom, calls=%begins
+  ROOT %done.1 = bf16[64,64]{1,0} fusion(%begun), kind=kCustom, calls=%goes_on
 }
 
 %token (state: (s32[], bf16[28,96,64])) -> (s32[], bf16[28,96,64]) {
@@ -46,6 +65,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %moved = f32[50]{0} collective-permute(%x), channel_id=6, source_target_pairs={{0,1},{1,0}}
   %scattered = f32[64,64]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %piece = f32[4,8]{1,0} reduce-scatter(%x), channel_id=8, replica_groups=[1,16]<=[16], dimensions={0}, to_apply=%add
+  %three = bf16[8,64]{1,0} while(%x), condition=%counted, body=%fused
   %loop = (s32[], bf16[28,96,64]{2,1,0}) while(%x), condition=%fewer, body=%token
   ROOT %y = f32[8]{0} add(%x, %x)
 }
@@ -55,12 +75,12 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 def test_collectives_are_counted_with_their_loops():
     counts, sizes = summarize_collectives(collectives(TEXT, 16, trips=512))
     assert counts == {
-        "all-gather": 28 * 512 + 2,
+        "all-gather": 28 * 512 + 2 + 3,
         "all-reduce": 2,
         "collective-permute": 1,
         "reduce-scatter": 2,
     }
-    assert sizes["all-gather"] == 28 * 512 * 1536 * 64 * 2 + 1536 * 32 * 2 + 28 * 1536 * 64 * 4
+    assert sizes["all-gather"] == 28 * 512 * 1536 * 64 * 2 + 1536 * 32 * 2 + 28 * 1536 * 64 * 4 + 3 * 64 * 64 * 2
     assert sizes["all-reduce"] == 400 + 60
     assert sizes["reduce-scatter"] == 1024 * 64 * 4 + 16 * 4 * 8 * 4
     assert sizes["collective-permute"] == 200
@@ -71,6 +91,7 @@ def test_bytes_on_the_wire_and_slices_that_are_crossed():
     assert found[(1536, 64),].count == 28 * 512
     assert found[(1536, 64),].in_loop
     assert found[(1536, 64),].wire_bytes == 1536 * 64 * 2 * 15 / 16
+    assert (found[(64, 64),].count, found[(64, 64),].wire_bytes) == (3, 64 * 64 * 2 * 7 / 8)
     assert found[(28, 1536, 64),].wire_bytes == 28 * 1536 * 64 * 4 * 3 / 4
     assert found[(100,),].wire_bytes == 2 * 400 / 2
     assert [shapes for shapes, each in found.items() if each.across_slices] == [
