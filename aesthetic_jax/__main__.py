@@ -21,6 +21,7 @@ COMMANDS = {
     "mine": "find a split's hard cases, with every sample's completions",
     "evaluate": "answer a split's questions and score them",
     "report": "lay methods side by side: table, curves, summary.json",
+    "sweep": "run a sweep's experiments on several seeds: table and curves over seeds",
     "screen": "judge the candidates of one original image",
     "compile": "compile a config's steps for a TPU that isn't here; what they need of it",
     "convert": "Hugging Face checkpoints in and out",

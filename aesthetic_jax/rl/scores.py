@@ -97,3 +97,28 @@ def format_table(methods: dict[str, dict[str, Any]]) -> str:
         for name, result in first["chance"].items():
             lines.append(line(f"  {name}", [None] * (len(columns) - 1) + [result[metric]]))
     return "\n".join(lines)
+
+
+def format_seeds(methods: dict[str, list[dict[str, Any]]], hard: dict[str, list[float]]) -> str:
+    """A table of exact match in percent as mean [lowest, highest] over seeds, and the mean of partial credit.
+
+    Args:
+        methods: of each, `summarize` of every seed.
+        hard: of each, the share of exact answers on every seed's hard quarter.
+    """
+    dimensions = list(next(iter(methods.values()))[0]["dimensions"])
+    titles = [*(name.split("_")[0] for name in dimensions), "overall", "hard quarter", "DPA"]
+    lines = [f"{'exact match, %':24}" + "".join(f"{title:>18}" for title in titles)]
+
+    def cell(values: Sequence[float]) -> str:
+        return f"{100 * np.mean(values):.1f} [{100 * min(values):.0f}, {100 * max(values):.0f}]"
+
+    for name, seeds in methods.items():
+        columns = [[seed["dimensions"][x]["exact"]["value"] for seed in seeds] for x in dimensions]
+        columns += [[seed["overall"]["exact"]["value"] for seed in seeds], hard[name]]
+        columns += [[seed["overall"]["dpa"]["value"] for seed in seeds]]
+        lines.append(f"{name:24}" + "".join(f"{cell(column):>18}" for column in columns))
+    chance = [max(x["exact"]["value"] for x in seed["chance"].values()) for seed in next(iter(methods.values()))]
+    blank = " " * 18 * len(dimensions)
+    lines.append(f"{'best constant':24}{blank}{cell(chance):>18}")
+    return "\n".join(lines)

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# What mining buys at quickstart size, on several seeds; some 20 minutes a seed. Started again, it goes on where it stopped.
+#   scripts/reproduce.sh [RESULTS_FOLDER] [SEED...]
+set -euo pipefail
+results="$(realpath -m "${1:-reproduce_results}")"
+seeds=("${@:2}")
+[ "${#seeds[@]}" -gt 0 ] || seeds=(0 1 2)
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+source scripts/recipe.sh
+
+for seed in "${seeds[@]}"; do until_sft "$results/seed$seed" "$seed"; done
+aesthetic-jax sweep --sweep=configs/sweeps/quickstart.py --data_dir="$results/seed{seed}/data" \
+  --init_from="$results/seed{seed}/runs/sft" --seeds="$(IFS=,; echo "${seeds[*]}")" --out="$results"
