@@ -26,7 +26,10 @@ ROWS = {  # MODEL@TOPOLOGY[*SLICES]: flags of its own
     "2b@v5e:4x4*2": [],
     "8b@v5p:4x4x4": [],
     "8b@v6e:8x8": [],
-    "38b@v5p:8x8x8": ["--config.mesh.fsdp=128"],  # a width of its vision tower, 3200, can't be divided by more
+    "38b@v5p:8x8x8": [
+        "--config.mesh.fsdp=64",
+        "--config.mesh.data=8",
+    ],  # its vision tower's width, 3200, is divided by 128 at most
 }
 
 

@@ -1,10 +1,13 @@
 """What the tests share: commands run as a person runs them, and one cache of compiled programs."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from aesthetic_jax.data import dataset
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +42,18 @@ def command(start):
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def make_dataset():
+    """Makes a data set in this process, in OUT/screening/1.0.0: (folder of the images, samples, OUT)."""
+
+    def make(source, samples, out):
+        shards = dataset.plan_shards(str(source), samples)
+        unfinished = pathlib.Path(out) / "screening" / "unfinished"
+        unfinished.mkdir(parents=True)
+        for shard in shards:
+            dataset.write_shard(str(source), str(unfinished), shard)
+        dataset.finish(str(unfinished), shards, str(unfinished.with_name("1.0.0")))
+
+    return make

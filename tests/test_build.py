@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import signal
 import subprocess
@@ -8,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from aesthetic_jax.build import _upload
 from aesthetic_jax.data.manifest import DIMENSIONS, Sample, write_manifest
 from aesthetic_jax.data.records import open_records
 
@@ -134,35 +134,83 @@ def test_an_out_that_is_a_file_or_half_a_data_set_is_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_build_leaves_nothing_that_looks_whole(source, tmp_path, how):
+def test_a_stopped_build_goes_on_behind_the_shards_that_are_done(source, tmp_path, how):
     path, out = source / "manifest.jsonl", tmp_path / "out"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    many = [row | {"id": f"{number}-{row['id']}"} for number in range(100) for row in rows]
+    many = [row | {"id": f"{number}-{row['id']}"} for number in range(200) for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
     command = [sys.executable, "-m", "aesthetic_jax", "build", f"--manifest={path}", f"--out={out}", "--workers=2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(out.glob("screening/incomplete.*/*.array_record*")):
+    while not list(out.glob("screening/unfinished/*_record.json")):
         assert process.poll() is None, "the build ended before it could be stopped"
         time.sleep(0.002)
     process.send_signal(how)
-    assert process.communicate() == ("", "")
+    out_text, errors = process.communicate()
+    assert out_text == ""
+    assert how == signal.SIGKILL or errors == ""  # Python says what a killed process left
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert not out.exists()
-    assert not (out / "screening" / "1.0.0").exists()
+    assert [folder.name for folder in (out / "screening").iterdir()] == ["unfinished"]
+    done = [file for file in out.rglob("*.array_record") if file.with_name(f"{file.name}.json").exists()]
+    written = {file.name: file.stat().st_mtime_ns for file in done}
 
     assert build(path, out, "--workers=2").returncode == 0
     assert [folder.name for folder in (out / "screening").iterdir()] == ["1.0.0"]
-    assert len(open_records(data_dir=str(out))) == 1000
+    assert len(open_records(data_dir=str(out))) == 2000
+    times = {file.stat().st_mtime_ns for file in out.rglob("*array_record*")}
+    assert written
+    assert set(written.values()) <= times
 
 
-def test_uploading_ends_with_the_file_that_makes_it_a_data_set(tmp_path):
-    source, target = tmp_path / "source", tmp_path / "target"
-    source.mkdir()
-    target.mkdir()
-    for name in ("a.array_record", "dataset_info.json", "features.json", "metadata.json"):
-        (source / name).write_text(name)
-    _upload(source, target)
-    assert {file.name: file.read_text() for file in target.iterdir()} == {x.name: x.name for x in source.iterdir()}
-    written = sorted(target.iterdir(), key=lambda file: file.stat().st_mtime_ns)
-    assert written[-1].name == "dataset_info.json"
+def test_samples_that_can_not_be_decoded_may_be_left_out(source, tmp_path):
+    path, out = source / "manifest.jsonl", tmp_path / "out"
+    data = (source / "c.png").read_bytes()
+    (source / "bad.png").write_bytes(data[: len(data) // 2])
+    text = path.read_text().splitlines()
+    text[4] = text[4].replace("c.png", "bad.png")
+    text[5] = text[5].replace("o.png", "bad.png")
+    path.write_text("\n".join(text))
+    refused(build(path, out), "bad.png: can't be decoded", "1 more samples are bad", "--max_rejects")
+    refused(build(path, out, "--max_rejects=0.05"), "bad.png: can't be decoded")
+    run = build(path, out, "--max_rejects=0.1")
+    assert (
+        run.stdout == f"{out}/screening/1.0.0: train 10, validation 5, test 5; 2 of them left out, see rejects.jsonl\n"
+    )
+    rejects = [json.loads(line) for line in (out / "screening" / "1.0.0" / "rejects.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["split"]) for row in rejects] == [("s4", "train"), ("s5", "train")]
+    assert all(row["reason"].startswith(f"{source}/bad.png: can't be decoded") for row in rejects)
+    assert open_records(data_dir=str(out)).ids() == [
+        f"s{number}" for number in range(20) if number % 4 < 2 and number not in (4, 5)
+    ]
+    assert "holds this data set already" in build(path, out).stdout
+
+
+def test_a_damaged_shard_is_found_when_it_is_built_again(source, tmp_path):
+    out = tmp_path / "out"
+    assert build(source / "manifest.jsonl", out).returncode == 0
+    folder = out / "screening" / "1.0.0"
+    check = subprocess.run(
+        ["b2sum", "--check", "checksums.txt"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert (check.returncode, check.stdout.count(": OK")) == (0, 3)
+    (shard,) = folder.glob("*-test.*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    refused(build(source / "manifest.jsonl", out), f"{shard}: is damaged", "build again")
+
+
+def test_beam_writes_the_same_data_set(source, tmp_path):
+    pytest.importorskip("apache_beam")
+    path, out = source / "manifest.jsonl", tmp_path / "beam"
+    options = "--beam_options=direct_running_mode=multi_processing,direct_num_workers=2"
+    run = build(path, out, "--beam_runner=DirectRunner", options)
+    assert run.returncode == 0, run.stderr
+    assert build(path, tmp_path / "here").returncode == 0
+    for file in (out / "screening" / "1.0.0").glob("*array_record*"):
+        assert file.read_bytes() == (tmp_path / "here" / "screening" / "1.0.0" / file.name).read_bytes()
+
+
+def test_a_missing_beam_gets_one_line(source, tmp_path):
+    if importlib.util.find_spec("apache_beam") is None:
+        refused(build(source / "manifest.jsonl", tmp_path / "out", "--beam_runner=DirectRunner"), "pip install")

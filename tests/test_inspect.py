@@ -15,7 +15,6 @@ from aesthetic_jax.data.manifest import SPLITS, read_manifest, write_manifest
 from aesthetic_jax.data.pipeline import Encoder
 from aesthetic_jax.data.prompts import completion_text, question_text
 from aesthetic_jax.data.records import open_splits
-from aesthetic_jax.data.screening import screening
 from aesthetic_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from aesthetic_jax.models.config import PRESETS
 
@@ -162,12 +161,11 @@ def test_a_built_data_set_gives_the_same_report(command, clean, tmp_path):
     assert sheets[0] == sheets[1]
 
 
-def test_ids_in_two_splits_are_found(command, clean, tmp_path):
+def test_ids_in_two_splits_are_found(command, clean, tmp_path, make_dataset):
     samples = read_manifest(str(clean))
     train, test = ([x for x in samples if x.split == split] for split in ("train", "test"))
     doubled = [*train, dataclasses.replace(test[0], id=train[7].id), *test[1:]]
-    built = screening.Screening(data_dir=str(tmp_path / "built"), folder=str(clean.parent), samples=doubled)
-    built.download_and_prepare()
+    make_dataset(clean.parent, doubled, tmp_path / "built")
     result = command("inspect", f"--data_dir={tmp_path / 'built'}")
     assert result.returncode == 0
     expected = [f"train/{train[7].id}, test/{train[7].id}"]

@@ -67,12 +67,12 @@ def make_mesh(settings: Any, devices: Sequence[jax.Device] | None = None) -> Mes
     devices = jax.devices() if devices is None else list(devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     sizes = mesh_shape(settings, len(devices), slices)
-    automatic = (AxisType.Auto,) * len(AXES)  # the compiler splits what no rule names
-    if slices == 1:
-        return jax.make_mesh(tuple(sizes.values()), AXES, automatic, devices=devices)
     within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
-    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=automatic)
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))  # the compiler splits what no rule names
 
 
 def describe_mesh(mesh: Mesh) -> str:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from aesthetic_jax.data import dataset
 from aesthetic_jax.data.images import decode_image
 from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, read_manifest, write_manifest
 from aesthetic_jax.data.records import Record, open_records, open_splits
-from aesthetic_jax.data.screening import screening
 from aesthetic_jax.errors import UserError
 
 
@@ -61,14 +61,13 @@ def make_manifest(folder, num=23):
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
+def sources(tmp_path_factory, make_dataset):
     folder = tmp_path_factory.mktemp("records")
     path = make_manifest(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(screening, "SHARD_BYTES", 5000)  # several shards
-        builder = screening.Screening(folder=str(folder), samples=read_manifest(path), data_dir=str(folder / "built"))
-        builder.download_and_prepare(download_dir=str(folder / "downloads"))
-    assert builder.info.splits["train"].num_shards > 2
+        patch.setattr(dataset, "SHARD_BYTES", 5000)  # several shards
+        make_dataset(folder, read_manifest(path), folder / "built")
+    assert len(list((folder / "built").rglob("*-train.array_record*"))) > 2
     return path, str(folder / "built")
 
 

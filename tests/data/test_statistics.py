@@ -15,7 +15,6 @@ from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, read_manifes
 from aesthetic_jax.data.pipeline import Encoder
 from aesthetic_jax.data.prompts import completion_text, question_text
 from aesthetic_jax.data.records import Record, Records, open_splits
-from aesthetic_jax.data.screening import screening
 from aesthetic_jax.data.statistics import MOST_SIZES, count_tokens, summarize, survey
 from aesthetic_jax.data.tokenizer import train_tokenizer
 from aesthetic_jax.errors import UserError
@@ -60,11 +59,9 @@ def manifest(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def built(manifest, tmp_path_factory):
+def built(manifest, tmp_path_factory, make_dataset):
     folder = tmp_path_factory.mktemp("built")
-    screening.Screening(
-        data_dir=str(folder), folder=str(manifest.parent), samples=read_manifest(str(manifest))
-    ).download_and_prepare()
+    make_dataset(manifest.parent, read_manifest(str(manifest)), folder)
     return folder
 
 
