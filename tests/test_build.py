@@ -137,7 +137,7 @@ def test_an_out_that_is_a_file_or_half_a_data_set_is_refused(source, tmp_path):
 def test_a_stopped_build_goes_on_behind_the_shards_that_are_done(source, tmp_path, how):
     path, out = source / "manifest.jsonl", tmp_path / "out"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    many = [row | {"id": f"{number}-{row['id']}"} for number in range(200) for row in rows]
+    many = [row | {"id": f"{number}-{row['id']}"} for number in range(1000) for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
     command = [sys.executable, "-m", "aesthetic_jax", "build", f"--manifest={path}", f"--out={out}", "--workers=2"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -156,7 +156,7 @@ def test_a_stopped_build_goes_on_behind_the_shards_that_are_done(source, tmp_pat
 
     assert build(path, out, "--workers=2").returncode == 0
     assert [folder.name for folder in (out / "screening").iterdir()] == ["1.0.0"]
-    assert len(open_records(data_dir=str(out))) == 2000
+    assert len(open_records(data_dir=str(out))) == 10000
     times = {file.stat().st_mtime_ns for file in out.rglob("*array_record*")}
     assert written
     assert set(written.values()) <= times

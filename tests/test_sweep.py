@@ -1,4 +1,4 @@
-"""`aesthetic-jax sweep` as a person runs it: two experiments on two seeds, started again, and what it refuses."""
+"""`aesthetic-jax sweep` as a person runs it: two experiments, started again, and what it refuses."""
 
 import json
 import pathlib
@@ -33,7 +33,6 @@ def source(command, tmp_path_factory):
     words = ("train", f"--config={CONFIGS}/quickstart.py:sft", f"--config.data.data_dir={folder}/data")
     small = ("--config.num_steps=1", "--config.batch_size=4", f"--workdir={folder}/start0")
     assert command(*words, *small).returncode == 0
-    (folder / "start1").symlink_to(folder / "start0")
     (folder / "sweep.py").write_text(SWEEP.format(configs=CONFIGS))
     return folder
 
@@ -45,7 +44,7 @@ def sweep(command, source, out, *more):
         f"--init_from={source}/start{{seed}}",
         f"--out={out}",
     )
-    return command("sweep", *words, "--seeds=0,1", *more)
+    return command("sweep", *words, "--seeds=0", *more)
 
 
 def test_a_sweep_runs_once_and_lays_its_experiments_side_by_side(command, source, tmp_path):
@@ -54,9 +53,8 @@ def test_a_sweep_runs_once_and_lays_its_experiments_side_by_side(command, source
     assert result.returncode == 0, result.stderr[-3000:]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["experiments"].keys() == {"start", "plain", "mined"}
-    assert all(len(seeds) == 2 for seeds in summary["experiments"].values())
     assert all(0 <= share <= 1 for shares in summary["exact_on_hard_quarter"].values() for share in shares)
-    assert summary["experiments"]["mined"][1] == json.loads((out / "seed1" / "mined" / "metrics.json").read_text())
+    assert summary["experiments"]["mined"] == [json.loads((out / "seed0" / "mined" / "metrics.json").read_text())]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert [line.split()[0] for line in (out / "table.txt").read_text().splitlines()] == [
         "exact",
@@ -66,7 +64,7 @@ def test_a_sweep_runs_once_and_lays_its_experiments_side_by_side(command, source
         "best",
     ]
     runs = sorted(out.glob("seed*/runs/*/metrics.jsonl"))
-    assert len(runs) == 4
+    assert len(runs) == 2
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.suffix in (".json", ".jsonl")}
     again = sweep(command, source, out)
     assert again.stdout == result.stdout

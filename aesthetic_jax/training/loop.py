@@ -223,10 +223,10 @@ def _train(
     reference = None
     if config.method == "grpo" and config.grpo.beta:
         reference = parameters if resumed is None else initial_model(config, lambda: (), mesh)[1]
-    manager = checkpoints.open_manager(workdir, config.keep_checkpoints)
+    if resumed is None and config.hard_cases.get("table"):
+        table = mining.load_table(config.hard_cases.table, records.ids(), config.hard_cases.prior)
+    manager = checkpoints.open_manager(workdir, config.keep_checkpoints)  # last: its threads complain of an early end
     if resumed is None:
-        if config.hard_cases.get("table"):
-            table = mining.load_table(config.hard_cases.table, records.ids(), config.hard_cases.prior)
         state = jax.jit(start, out_shardings=shardings)(jax.tree.map(jnp.copy, parameters))
     else:
         parameters, optimizer_state, (table, plan) = checkpoints.restore(
