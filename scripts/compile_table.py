@@ -26,10 +26,8 @@ ROWS = {  # MODEL@TOPOLOGY[*SLICES]: flags of its own
     "2b@v5e:4x4*2": [],
     "8b@v5p:4x4x4": [],
     "8b@v6e:8x8": [],
-    "38b@v5p:8x8x8": [
-        "--config.mesh.fsdp=64",
-        "--config.mesh.data=8",
-    ],  # its vision tower's width, 3200, is divided by 128 at most
+    # Its vision tower's width, 3200, is divided by 128 at most.
+    "38b@v5p:8x8x8": ["--config.mesh.fsdp=64", "--config.mesh.data=8"],
 }
 
 

@@ -57,3 +57,17 @@ def make_dataset():
         dataset.finish(str(unfinished), shards, str(unfinished.with_name("1.0.0")))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def refuses():
+    """Checks that a command ended with one line on standard error that has some words, and exit code 2."""
+
+    def check(result, *words):
+        assert result.returncode == 2, result.stderr
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        assert len(lines) == 1, result.stderr
+        for word in words:
+            assert word in lines[0]
+
+    return check

@@ -45,19 +45,11 @@ def test_the_tiny_model_compiles_for_a_slice(command, method, steps):
         (["--topology=v5e:2x2", "--steps=update"], ["--steps", "update", "sft"]),
     ],
 )
-def test_what_can_not_be_compiled_gets_one_line(command, words, expected):
+def test_what_can_not_be_compiled_gets_one_line(command, words, expected, refuses):
     refuses(command("compile", config("sft"), *words), *expected)
 
 
-def test_missing_flags_and_a_missing_compiler_get_one_line(command):
+def test_missing_flags_and_a_missing_compiler_get_one_line(command, refuses):
     refuses(command("compile", config("sft")), "--topology")
     if importlib.util.find_spec("libtpu") is None:
         refuses(command("compile", config("sft"), "--topology=v5e:2x2"), "libtpu", "pip install libtpu")
-
-
-def refuses(result, *words):
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0]

@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_passed_over(runs, train, command, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_another_config_is_shown_line_by_line_and_goes_on_where_allowed(runs, train, tmp_path):
+def test_another_config_is_shown_line_by_line_and_goes_on_where_allowed(runs, train, tmp_path, refuses):
     run = shutil.copytree(runs / "sft", tmp_path / "run")
     more = ("--config.num_steps=5", "--config.optimizer.learning_rate=0.001")
     result = train("sft", run, *more)
@@ -207,7 +207,7 @@ def test_another_config_is_shown_line_by_line_and_goes_on_where_allowed(runs, tr
     check(train("sft", run, *more))
 
 
-def test_mine_and_a_run_that_begins_with_its_table(runs, train, command, data, tmp_path):
+def test_mine_and_a_run_that_begins_with_its_table(runs, train, command, data, tmp_path, refuses):
     source, out = f"--config.data.data_dir={data}/data", tmp_path / "mined"
     words = (f"--checkpoint={runs}/sft", f"--out={out}", "--config.batch_size=4", "--config.hard_cases.mine_rollouts=2")
     shown = check(command("mine", config("hcm_grpo"), source, *words))
@@ -298,14 +298,6 @@ def test_synthesize_is_the_same_for_any_number_of_workers(command, tmp_path):
     assert all((tmp_path / "1" / x).read_bytes() == (tmp_path / "2" / x).read_bytes() for x in files[0] if x.suffix)
 
 
-def refuses(result, *words):
-    assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, result.stderr
-    for word in words:
-        assert word in lines[0]
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -342,13 +334,13 @@ def refuses(result, *words):
         (["report", "--results=nowhere", "--methods=sft"], ["nowhere", "evaluate"]),
     ],
 )
-def test_bad_flags_get_one_line(command, tmp_path, monkeypatch, words, expected):
+def test_bad_flags_get_one_line(command, tmp_path, monkeypatch, words, expected, refuses):
     monkeypatch.chdir(tmp_path)
     refuses(command(*words), *expected)
     assert not list(tmp_path.iterdir())
 
 
-def test_bad_surroundings_get_one_line(runs, train, command, data, tmp_path):
+def test_bad_surroundings_get_one_line(runs, train, command, data, tmp_path, refuses):
     refuses(train("sft", runs / "sft", "--config.seed=3"), "config.json", "seed was 0 and is 3")
     source = f"--config.data.data_dir={data}/data"
     refuses(

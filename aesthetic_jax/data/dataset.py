@@ -23,9 +23,10 @@ from typing import Any
 
 from etils import epath
 
-from aesthetic_jax.data.images import check_image, decode_image, image_format
+from aesthetic_jax.data.images import decode_image, image_format
 from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample
 from aesthetic_jax.errors import UserError
+from aesthetic_jax.files import write_whole
 
 NAME, VERSION = "screening", "1.0.0"
 SHARD_BYTES = 128 * 2**20
@@ -105,7 +106,7 @@ def write_shard(source: str, target: str, shard: Shard) -> None:
         epath.Path(local).copy(partial, overwrite=True)
     partial.replace(epath.Path(target) / shard.file)
     told = {"kept": kept, "digests": digests, "rejects": rejects, "bytes": size, "checksum": checksum}
-    _write_whole(epath.Path(target) / f"{shard.file}.json", json.dumps(told))
+    write_whole(epath.Path(target) / f"{shard.file}.json", json.dumps(told))
 
 
 def read_description(target: str, shard: Shard) -> dict[str, Any] | None:
@@ -218,11 +219,12 @@ def read_digest(source: str, sample: Sample) -> str:
 
 
 def _storable(file: bytes, name: str) -> bytes:
-    if image_format(file) in STORED_FORMATS:
-        check_image(file, name)
+    as_it_is = image_format(file) in STORED_FORMATS
+    image = decode_image(file, name, reduced=as_it_is)
+    if as_it_is:
         return file
     buffer = io.BytesIO()
-    decode_image(file, name).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -274,12 +276,6 @@ def _checksum(file: Any) -> str:
         while block := content.read(1 << 22):
             hashed.update(block)
     return hashed.hexdigest()
-
-
-def _write_whole(file: epath.Path, text: str) -> None:
-    partial = file.parent / f"{file.name}.partial"
-    partial.write_text(text)
-    partial.replace(file)
 
 
 def _move(folder: epath.Path, final: epath.Path) -> None:

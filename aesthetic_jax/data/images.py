@@ -54,7 +54,7 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS, reduced: 
         data: an encoded JPEG, PNG, WebP, BMP, TIFF, GIF or PPM.
         name: what errors call it.
         max_pixels: width times height that are still decoded.
-        reduced: make a JPEG an eighth of its size.
+        reduced: of a JPEG all data is read, but an eighth of its size computed: to be sure of it.
 
     Raises:
         UserError: not decodable, an animation, or more than max_pixels.
@@ -81,19 +81,6 @@ def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS, reduced: 
     except Exception as error:  # Pillow's decoders raise many kinds
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UserError(f"{name}: can't be decoded ({reason}); replace the file") from None
-
-
-def check_image(data: bytes, name: str) -> None:
-    """Makes sure that `decode_image` takes an image. Of a JPEG all data is read, but only an eighth of its size computed.
-
-    Args:
-        data: as there.
-        name: as there.
-
-    Raises:
-        UserError: as there.
-    """
-    decode_image(data, name, reduced=True)
 
 
 def _upright(image: Image.Image) -> Image.Image:

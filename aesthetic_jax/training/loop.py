@@ -262,9 +262,8 @@ def _train(
         round_index, place = divmod(done, config.hard_cases.round_steps)
         if place == 0:
             if mining.is_due(config, done):
-                if (
-                    done != (resumed or 0) and done % config.checkpoint_every
-                ):  # it takes long, and goes on where it is cut off
+                # Mining takes long, and goes on where it is cut off: from here.
+                if done != (resumed or 0) and done % config.checkpoint_every:
                     checkpoints.save(manager, done, state.parameters, state.optimizer, (table, plan))
                 folder, model = f"{workdir}/mined", f"step {done} of the run"
                 table = mining.mine(config, state.parameters, graph, records, encoder, folder, model, mesh, done)

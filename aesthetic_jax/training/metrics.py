@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from aesthetic_jax.files import write_whole
+
 
 def truncate(workdir: str, step: int) -> None:
     """Drops what was logged after `step`: a run resumed from there logs it again."""
@@ -20,9 +22,7 @@ def truncate(workdir: str, step: int) -> None:
         except (ValueError, KeyError):  # a line cut off by a kill
             break
         kept.append(line)
-    partial = epath.Path(workdir) / "metrics.jsonl.partial"
-    partial.write_text("".join(kept))
-    partial.replace(file)
+    write_whole(file, "".join(kept))
 
 
 class MetricsWriter:

@@ -28,6 +28,7 @@ from aesthetic_jax.data.manifest import DIMENSIONS
 from aesthetic_jax.data.pipeline import Encoder, planned_batches
 from aesthetic_jax.data.records import Records
 from aesthetic_jax.errors import UserError
+from aesthetic_jax.files import write_whole
 from aesthetic_jax.training import grpo
 from aesthetic_jax.training.evaluation import make_sampler
 from aesthetic_jax.training.mesh import gather_rows, local_rows
@@ -125,7 +126,7 @@ def mine(
         return table
     content = io.BytesIO()
     np.savez(content, ids=np.array(ids), **table._asdict())
-    _write(target / "table.npz", content.getvalue())
+    write_whole(target / "table.npz", content.getvalue())
     _write_json(target / "mining.json", {"settings": settings, "result": table_statistics(table)})
     return table
 
@@ -220,11 +221,4 @@ def _take_up(file: epath.Path, ids: Sequence[str], batch_size: int, rates: np.nd
 
 
 def _write_json(file: epath.Path, content: dict[str, Any]) -> None:
-    _write(file, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _write(file: epath.Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    partial = file.parent / f"{file.name}.partial"
-    partial.write_bytes(content)
-    partial.replace(file)
+    write_whole(file, json.dumps(content, indent=2) + "\n")

@@ -13,6 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from aesthetic_jax.errors import UserError
+from aesthetic_jax.files import write_whole
 
 _PACKAGES = "aesthetic-jax flax grain jax jaxlib numpy optax orbax-checkpoint tensorflow-datasets transformers".split()
 
@@ -49,9 +50,7 @@ def write_config(config: ConfigDict, workdir: str, changes: Sequence[dict[str, A
     content = {"config": _plain(config), "versions": versions, "git_commit": _git_commit()}
     if changes:
         content["changes"] = list(changes)
-    partial = epath.Path(workdir) / "config.json.partial"
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(epath.Path(workdir) / "config.json")
+    write_whole(epath.Path(workdir) / "config.json", json.dumps(content, indent=2) + "\n")
 
 
 def check_same_config(config: ConfigDict, workdir: str, step: int, allow_change: bool = False) -> None:
