@@ -1,14 +1,14 @@
 """Mining: what a model gets wrong, found by rollouts of every sample, so that later rounds can show it more often.
 
 A folder of mined samples holds `mining.json` (what they were mined with, and the outcome), `completions.jsonl` (of every
-sample its id, dimension, answer, completions and the share of them that is exactly right) and `table.npz` (ids and the
-difficulty table). Completions are appended batch by batch, and noise is keyed by the sample: what is cut off goes on where
-it was and ends up the same.
+sample its id, dimension, answer, completions and the share of them that is exactly right) and, written last, `table.npz` (ids and
+the difficulty table). Until then each batch is a file in `parts/`, as an object store appends to nothing. Noise is keyed by the
+sample: what is cut off goes on where it was and ends up the same.
 """
 
-import contextlib
 import hashlib
 import io
+import itertools
 import json
 import math
 import zipfile
@@ -73,6 +73,10 @@ def mine(
     }
     if jax.process_index() == 0:
         _claim(target, settings)
+    if (target / "table.npz").exists():
+        if jax.process_index() == 0 and (target / "parts").exists():  # cut off at its last act
+            (target / "parts").rmtree()
+        return load_table(folder, ids, 0.0)._replace(last_seen=np.full(len(ids), step, np.int32))
     sample = make_sampler(
         graph,
         encoder,
@@ -85,10 +89,11 @@ def mine(
     key = jax.random.fold_in(jax.random.key(config.seed), _NOISE)
     steps = math.ceil(len(ids) / config.batch_size)
     plan = np.resize(np.arange(len(ids), dtype=np.int32), steps * config.batch_size)  # the first fill up the last batch
-    rates = np.zeros(len(ids))
-    file = target / "completions.jsonl"
-    done = _take_up(file, ids, config.batch_size, rates)
-    first = math.ceil(done / config.batch_size)
+    parts = [target / "parts" / f"{number:06d}.jsonl" for number in range(steps)]
+    names = [ids[start : start + config.batch_size] for start in range(0, len(ids), config.batch_size)]
+    there = itertools.takewhile(lambda rates: rates is not None, map(_read_rates, parts, names))
+    rates = list(itertools.chain(*there))
+    first = math.ceil(len(rates) / config.batch_size)
     batches = planned_batches(
         records,
         plan,
@@ -100,35 +105,60 @@ def mine(
         threads=config.data.threads,
     )
     silent = True if jax.process_index() else None
-    with file.open("a") if jax.process_index() == 0 else contextlib.nullcontext() as out:
-        for local in tqdm(batches, total=steps, initial=first, desc="mining", unit="batch", disable=silent):
-            texts = grpo.decode(*sample(parameters, local, key), encoder.tokenizer)
-            told = {name: getattr(local, name) for name in ("answer", "num_options", "dimension")}
-            batch = local._replace(**gather_rows(mesh, told))
-            exact = grpo.score(texts, batch, config.reward, 0.0).exact.mean(axis=1, dtype=np.float64)
-            lines = []
-            for row in range(min(config.batch_size, len(ids) - done)):
-                rates[done + row] = exact[row]
-                fields = {
-                    "id": ids[done + row],
-                    "dimension": DIMENSIONS[batch.dimension[row]],
-                    "answer": sorted(grpo.gold_letters(int(batch.answer[row]))),
-                    "exact": exact[row],
-                    "completions": texts[row],
-                }
-                lines.append(json.dumps(fields) + "\n")
-            if out is not None:
-                out.write("".join(lines))
-                out.flush()
-            done += len(lines)
-    table = DifficultyTable(rates, np.ones(len(ids), np.int32), np.full(len(ids), step, np.int32))
-    if jax.process_index():
-        return table
+    for number, local in enumerate(
+        tqdm(batches, total=steps, initial=first, desc="mining", unit="batch", disable=silent), start=first
+    ):
+        texts = grpo.decode(*sample(parameters, local, key), encoder.tokenizer)
+        told = {name: getattr(local, name) for name in ("answer", "num_options", "dimension")}
+        batch = local._replace(**gather_rows(mesh, told))
+        exact = grpo.score(texts, batch, config.reward, 0.0).exact.mean(axis=1, dtype=np.float64)
+        lines = []
+        for row, name in enumerate(names[number]):
+            fields = {
+                "id": name,
+                "dimension": DIMENSIONS[batch.dimension[row]],
+                "answer": sorted(grpo.gold_letters(int(batch.answer[row]))),
+                "exact": exact[row],
+                "completions": texts[row],
+            }
+            lines.append(json.dumps(fields) + "\n")
+        rates += exact[: len(lines)].tolist()
+        if jax.process_index() == 0:
+            parts[number].parent.mkdir(exist_ok=True)
+            write_whole(parts[number], "".join(lines))
+    table = DifficultyTable(np.array(rates), np.ones(len(ids), np.int32), np.full(len(ids), step, np.int32))
+    if jax.process_index() == 0:
+        _finish(target, parts, ids, table, settings)
+    return table
+
+
+def _read_rates(part: epath.Path, ids: Sequence[str]) -> list[float] | None:
+    """Rates of the samples of one batch; None if their file isn't there, whole."""
+    try:
+        rows = [json.loads(line) for line in part.read_text().splitlines()]
+        return [float(row["exact"]) for row in rows] if [row["id"] for row in rows] == list(ids) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _finish(
+    folder: epath.Path,
+    parts: Sequence[epath.Path],
+    ids: Sequence[str],
+    table: DifficultyTable,
+    settings: dict[str, Any],
+) -> None:
+    """Puts the parts together, writes the outcome and the table, and removes the parts."""
+    partial = folder / "completions.jsonl.partial"
+    with partial.open("w") as joined:
+        for part in parts:
+            joined.write(part.read_text())
+    partial.replace(folder / "completions.jsonl")
+    _write_json(folder / "mining.json", {"settings": settings, "result": table_statistics(table)})
     content = io.BytesIO()
     np.savez(content, ids=np.array(ids), **table._asdict())
-    write_whole(target / "table.npz", content.getvalue())
-    _write_json(target / "mining.json", {"settings": settings, "result": table_statistics(table)})
-    return table
+    write_whole(folder / "table.npz", content.getvalue())
+    parts[0].parent.rmtree()
 
 
 def is_due(config: ConfigDict, step: int) -> bool:
@@ -150,9 +180,9 @@ def load_table(folder: str, ids: Sequence[str], prior: float) -> DifficultyTable
     except FileNotFoundError:
         raise UserError(f"{file}: is missing; aesthetic-jax mine --out={folder} writes it") from None
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: is no whole table ({' '.join(str(error).split())[:80]}); mine again") from None
+        raise UserError(f"{file}: is no whole table ({' '.join(str(error).split())[:80]}); remove it and mine again") from None
     if not len(mined) == len(rates) == len(counts) or not ((rates >= 0) & (rates <= 1)).all():
-        raise UserError(f"{file}: is no difficulty table; mine again")
+        raise UserError(f"{file}: is no difficulty table; remove it and mine again")
     table = init_table(len(ids), prior)
     row_of = {name: row for row, name in enumerate(mined.tolist())}
     rows = np.array([row_of.get(name, -1) for name in ids])
@@ -194,30 +224,6 @@ def _claim(folder: epath.Path, settings: dict[str, Any]) -> None:
         raise UserError(
             f"{file}: was mined with {name} {before.get(name)!r}, not {settings[name]!r}; remove {folder} or name another"
         )
-
-
-def _take_up(file: epath.Path, ids: Sequence[str], batch_size: int, rates: np.ndarray) -> int:
-    """Number of samples whose completions are in the file; it ends with a whole batch then. Fills in their rates."""
-    if not file.exists():
-        return 0
-    found = []
-    with file.open("rb") as lines:
-        for line, name in zip(lines, ids, strict=False):
-            try:
-                fields = json.loads(line)
-                if fields["id"] != name or not line.endswith(b"\n"):
-                    break
-                found.append(float(fields["exact"]))
-            except (ValueError, KeyError, TypeError):  # a line cut off by a kill
-                break
-    done = len(found) if len(found) == len(ids) else len(found) // batch_size * batch_size
-    partial = file.parent / "completions.jsonl.partial"
-    with file.open("rb") as lines, partial.open("wb") as kept:
-        for _ in range(done):
-            kept.write(lines.readline())
-    partial.replace(file)
-    rates[:done] = found[:done]
-    return done
 
 
 def _write_json(file: epath.Path, content: dict[str, Any]) -> None:

@@ -1,14 +1,15 @@
 """Mining with a sampler whose completions are known; the real one mines in the recipe's tests."""
 
+import contextlib
 import json
 import runpy
-import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 
 from aesthetic_jax.data.pipeline import Encoder
@@ -69,13 +70,21 @@ def mine(data, monkeypatch):
         ids, mask = table[0][batch.index], table[1][batch.index]
         return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.ones(ids.shape[:2], bool))
 
-    decode = grpo.decode
+    decode, limit = grpo.decode, [None]
+
+    def counted(*words):
+        if len(batches) == limit[0]:
+            raise KeyboardInterrupt
+        batches.append(1)
+        return decode(*words)
+
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     monkeypatch.setattr(evaluation, "rollout", rollout)
-    monkeypatch.setattr(grpo, "decode", lambda *x: batches.append(1) or decode(*x))
+    monkeypatch.setattr(grpo, "decode", counted)
 
-    def run(folder, step=0, **changes):
+    def run(folder, step=0, stop_before=None, **changes):
         batches.clear()
+        limit[0] = stop_before
         config = make_config(data, **changes)
         return mining.mine(config, {}, None, records, encoder, str(folder), "a model", mesh, step), len(batches)
 
@@ -109,25 +118,26 @@ def test_what_is_mined(mine, tmp_path):
     assert text.splitlines()[-1].split() == ["overall", "14", "0.452", "28.6%", "50.0%", "21.4%"]
 
 
-@pytest.mark.parametrize("cut", [0.0, 0.1, 0.4, 0.77, 0.999, 1.0])
-def test_cut_off_mining_goes_on(mine, tmp_path, cut):
-    """Whatever byte it was cut off at; batches that are there are not sampled again."""
+@pytest.mark.parametrize("in_bucket", [False, True])
+@pytest.mark.parametrize("cut", range(5))
+def test_cut_off_mining_goes_on(mine, tmp_path, request, cut, in_bucket):
+    """Batches that are there are not sampled again, and one that is damaged is."""
     whole, _ = mine(tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    (tmp_path / "cut" / "table.npz").unlink()
-    file = tmp_path / "cut" / "completions.jsonl"
-    content = file.read_bytes()
-    kept = content[: round(cut * len(content))]
-    file.write_bytes(kept)
-    table, batches = mine(tmp_path / "cut")
-    assert file.read_bytes() == content
-    lines = kept.count(b"\n")
-    assert batches == 4 - (4 if lines == 14 else lines // 4)
+    out = epath.Path(request.getfixturevalue("bucket") if in_bucket else tmp_path) / "cut"
+    with pytest.raises(KeyboardInterrupt) if cut < 4 else contextlib.nullcontext():
+        mine(out, stop_before=cut)
+    parts = sorted((out / "parts").iterdir()) if cut < 4 and cut else []
+    assert len(parts) == cut % 4
+    if len(parts) == 3:
+        parts[1].write_text(parts[1].read_text()[:-20])
+    table, batches = mine(out)
+    assert batches == (4, 3, 2, 3, 0)[cut]
     for a, b in zip(table, whole, strict=True):
         np.testing.assert_array_equal(a, b)
-    for name in ("table.npz", "mining.json"):
-        assert (tmp_path / "cut" / name).exists()
-    assert not list((tmp_path / "cut").glob("*.partial"))
+    names = {"completions.jsonl", "table.npz", "mining.json"}
+    assert {x.name for x in out.iterdir()} == names
+    for name in names:
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_folder_of_something_else_is_refused(mine, tmp_path):

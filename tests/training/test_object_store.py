@@ -6,27 +6,12 @@ import sys
 import pytest
 import tensorboardX
 from etils import epath
-from etils.epath import backend
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
 from aesthetic_jax.__main__ import main
 from aesthetic_jax.checkpoints.integrity import write_checksums
 from aesthetic_jax.checkpoints.training import locate, newest_step
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.training.metrics import MetricsWriter, truncate
-
-
-class _Bucket(DirFileSystem):
-    def open(self, path, mode="rb", **settings):
-        return super().open(path, mode=mode.replace("a", "w"), **settings)
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    files = _Bucket(str(tmp_path), LocalFileSystem(auto_mkdir=True))
-    monkeypatch.setattr(backend.fsspec_backend, "fs", lambda path: files)
-    return "gs://bucket"
 
 
 def test_metrics_are_kept_and_go_on_after_a_resume(bucket, monkeypatch):
