@@ -50,7 +50,7 @@ def main(arguments: flags.FlagValues) -> None:
     check_config(config)
     devices = _devices(topology, arguments.slices)
     mesh = make_mesh(config.mesh, devices)
-    run = ahead.prepare(config, mesh)
+    run = ahead.prepare_ahead(config, mesh)
     with jax.set_mesh(mesh):
         programs = ahead.steps(run)
     if unknown := set(arguments.steps) - programs.keys():

@@ -55,9 +55,9 @@ def _export(run: str, to_hf: str | None, to_peft: str | None, source: str | None
     from aesthetic_jax.checkpoints import huggingface, peft, training
 
     huggingface.check_free(to_hf or to_peft)
-    if to_peft and not training.read_architecture(str(training.locate(run)[0])).lora_rank:
+    if to_peft and not training.read_architecture(str(training.run_directory(run))).lora_rank:
         raise UserError(f"--from: {run} was trained without LoRA, so there is no adapter; export it with --to_hf")
-    config, parameters, tokenizer = training.load_model(run)
+    config, parameters, tokenizer, _ = training.load_model(run)
     parameters = jax.tree.map(lambda x: x.astype(dtype), parameters)
     if to_hf:
         huggingface.save_parameters(parameters, config, to_hf, source or tokenizer)

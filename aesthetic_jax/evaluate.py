@@ -3,7 +3,6 @@
 aesthetic-jax evaluate --config=configs/X.py --checkpoint=DIR --split=test --out=DIR
 """
 
-import dataclasses
 import json
 
 from absl import flags
@@ -31,23 +30,18 @@ def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: 
     import jax
     from etils import epath
 
-    from aesthetic_jax.checkpoints.training import abstract_model, load_model
     from aesthetic_jax.data.records import open_records
-    from aesthetic_jax.data.tokenizer import load_tokenizer
     from aesthetic_jax.rl.scores import format_table
     from aesthetic_jax.training.config import check_config
     from aesthetic_jax.training.evaluation import make_sampler, predict, summarize_predictions
     from aesthetic_jax.training.mesh import check_rows, make_mesh
-    from aesthetic_jax.training.model import make_encoder
+    from aesthetic_jax.training.model import trained_model
 
     check_config(config)
     records = open_records(config.data.manifest, config.data.data_dir, split)
     mesh = make_mesh(config.mesh)
     check_rows(mesh, "eval_batch_size", config.eval_batch_size)
-    architecture, parameters, tokenizer = load_model(checkpoint, mesh)
-    architecture = dataclasses.replace(architecture, attention=config.model.attention)  # of this machine, not the run's
-    encoder = make_encoder(config, architecture, load_tokenizer(tokenizer))
-    graph, _ = abstract_model(architecture)
+    graph, parameters, encoder, _ = trained_model(config, checkpoint, mesh)
     greedy = make_sampler(graph, encoder, config.max_completion_length, mesh, hold_layers=config.mesh.hold_layers)
     predictions = predict(greedy, parameters, records, encoder, config.eval_batch_size, mesh, limit)
 

@@ -1,6 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, on disks and in object stores."""
 
 from etils import epath
+
+
+def in_object_store(path: epath.PathLike) -> bool:
+    """Whether a path is a URL, such as gs://: nothing there can be appended to, and no folder renamed."""
+    return "://" in str(path)
 
 
 def write_whole(file: epath.Path, content: str | bytes) -> None:

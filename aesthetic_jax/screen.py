@@ -46,7 +46,7 @@ def main(arguments: flags.FlagValues) -> None:
             raise UserError(f"{path}: there is no such image")
 
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    architecture, parameters, tokenizer = load_model(checkpoint, mesh)
+    architecture, parameters, tokenizer, _ = load_model(checkpoint, mesh)
     architecture = dataclasses.replace(architecture, attention="auto")  # of this machine, not the run's
     dimensions = [arguments.dimension] if arguments.dimension else DIMENSIONS
     images = tuple(path.read_bytes() for path in paths)

@@ -8,7 +8,7 @@ directory gets its final name once it is whole; one that has been damaged since 
 import dataclasses
 import json
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from flax import nnx, traverse_util
 from aesthetic_jax.checkpoints.integrity import find_damage, write_checksums
 from aesthetic_jax.data.tokenizer import copy_tokenizer
 from aesthetic_jax.errors import UserError
+from aesthetic_jax.files import in_object_store
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.models.sharding import parameter_shardings
@@ -52,7 +53,7 @@ def read_architecture(run: str) -> InternVLConfig:
 
 def _absolute(path: Any) -> epath.Path:
     """The path as Orbax wants it; `resolve` alone would take gs:// for a folder on this disk."""
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).resolve()
+    return epath.Path(path) if in_object_store(path) else epath.Path(path).resolve()
 
 
 def open_manager(run: str, keep: int | None = None) -> ocp.CheckpointManager:
@@ -117,7 +118,7 @@ def saved_steps(run: str) -> list[int]:
     """Steps of a run's finished checkpoints, damaged or not, the newest first."""
     folder = epath.Path(run) / "checkpoints"
     names = [x.name for x in folder.iterdir()] if folder.exists() else []
-    if "://" in str(folder):  # an object store can't rename: Orbax writes in place and marks what is whole
+    if in_object_store(folder):  # Orbax writes in place and marks what is whole
         names = [name for name in names if (folder / name / "commit_success.txt").exists()]
     return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 
@@ -148,26 +149,41 @@ def set_aside_newer(run: str, step: int | None) -> None:
             (epath.Path(run) / "checkpoints" / str(newer)).rename(target)
 
 
+def run_directory(path: str) -> epath.Path:
+    """The run that a path means: a run directory, or one of its checkpoints; nothing is looked at."""
+    folder = _absolute(path)
+    return folder.parent.parent if folder.parent.name == "checkpoints" and folder.name.isdigit() else folder
+
+
 def locate(path: str) -> tuple[epath.Path, int]:
     """Run directory and step that a path means: a run directory (its newest whole checkpoint) or one checkpoint of it.
 
     Raises:
         UserError: there is no checkpoint at the path, or its parameters are damaged.
     """
-    folder = _absolute(path)
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
-        run, step = folder.parent.parent, int(folder.name) if folder.exists() else None
+    folder, run = _absolute(path), run_directory(path)
+    if folder != run:
+        step = int(folder.name) if folder.exists() else None
         if step is not None and (damage := find_damage(folder, "parameters")):
             raise UserError(f"{path}: {damage}; name another checkpoint")
     else:
-        run, step = folder, newest_step(folder, "parameters")
+        step = newest_step(folder, "parameters")
     if step is None:
         raise UserError(f"{path}: holds no checkpoint; name a run directory, or one of its checkpoints/STEP")
     return run, step
 
 
-def load_model(path: str, mesh: jax.sharding.Mesh | None = None) -> tuple[InternVLConfig, dict, str]:
-    """Architecture, parameters and tokenizer directory of a run's newest checkpoint, or of one checkpoint.
+class Loaded(NamedTuple):
+    """A trained model."""
+
+    architecture: InternVLConfig
+    parameters: dict
+    tokenizer: str  # directory
+    checkpoint: str  # its own path
+
+
+def load_model(path: str, mesh: jax.sharding.Mesh | None = None) -> Loaded:
+    """The model of a run's newest checkpoint, or of one checkpoint.
 
     Args:
         path: as `locate` takes it.
@@ -185,13 +201,14 @@ def load_model(path: str, mesh: jax.sharding.Mesh | None = None) -> tuple[Intern
             for path, x in shapes.items()
         }
     )
-    folder = run / "checkpoints" / str(step) / "parameters"
+    checkpoint = run / "checkpoints" / str(step)
+    folder = checkpoint / "parameters"
     try:
         parameters = ocp.StandardCheckpointer().restore(folder, target)
     except (ValueError, FileNotFoundError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder}: does not hold the parameters of {run / 'model.json'} ({reason})") from None
-    return config, parameters, str(run / "tokenizer")
+    return Loaded(config, parameters, str(run / "tokenizer"), str(checkpoint))
 
 
 def save_model(path: str, config: InternVLConfig, parameters: dict, tokenizer_directory: str) -> None:

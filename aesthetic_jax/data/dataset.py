@@ -26,7 +26,7 @@ from etils import epath
 from aesthetic_jax.data.images import decode_image, image_format
 from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample
 from aesthetic_jax.errors import UserError
-from aesthetic_jax.files import write_whole
+from aesthetic_jax.files import in_object_store, write_whole
 
 NAME, VERSION = "screening", "1.0.0"
 SHARD_BYTES = 128 * 2**20
@@ -280,7 +280,7 @@ def _checksum(file: Any) -> str:
 
 def _move(folder: epath.Path, final: epath.Path) -> None:
     """Renames a folder; an object store has none, so its files move one by one, dataset_info.json last."""
-    if "://" not in str(final):
+    if not in_object_store(final):
         folder.rename(final)
         return
     for file in sorted(folder.iterdir(), key=lambda file: file.name == "dataset_info.json"):

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from aesthetic_jax.errors import UserError
+from aesthetic_jax.files import in_object_store
 
 DIMENSIONS = ("appearance_deformation", "physical_shadow", "placement_layout", "extension_rationality")
 SPLITS = ("train", "validation", "test")
@@ -212,13 +213,13 @@ def _image_check(folder: epath.Path) -> Callable[[str, str], None]:
 
 def _real_path(path: epath.Path) -> str:
     """Where a path leads; epath's own resolve() doesn't follow links. Object stores have none."""
-    return str(path) if "://" in str(path) else os.path.realpath(path)
+    return str(path) if in_object_store(path) else os.path.realpath(path)
 
 
 def _list_files(folder: epath.Path) -> dict[str, bool]:
     """The files of a folder: name to whether links lead there; nothing if it doesn't exist."""
     try:
-        if "://" in str(folder):
+        if in_object_store(folder):
             return {file.name: False for file in folder.iterdir()}
         linked = _real_path(folder) != str(folder)
         with os.scandir(folder) as entries:

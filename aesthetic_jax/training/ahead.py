@@ -8,27 +8,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from aesthetic_jax.checkpoints.training import abstract_model
 from aesthetic_jax.data.pipeline import Batch
-from aesthetic_jax.models.config import InternVLConfig
 from aesthetic_jax.training import grpo
 from aesthetic_jax.training.collectives import Collective, collectives, stack_gathers, summarize_collectives
 from aesthetic_jax.training.flops import forward_flops, tpu_chip
 from aesthetic_jax.training.mesh import (
     check_rows,
-    parameter_tree_shardings,
     row_shards,
     rows_sharding,
-    state_shardings,
-    with_shardings,
 )
 from aesthetic_jax.training.model import config_architecture
+from aesthetic_jax.training.run import Run, prepare
 from aesthetic_jax.training.sft import make_sft_update
-from aesthetic_jax.training.state import Parameters, TrainState, Update, init_state, make_optimizer
+from aesthetic_jax.training.state import Parameters, Update
 
 _DATA_CENTRE_LINKS = 6.25e9  # bytes/s a chip between slices; a host of four chips has 200 Gbit/s
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
@@ -44,44 +39,14 @@ class Program(NamedTuple):
     trips: int = 1  # of loops that stop by themselves
 
 
-class Run(NamedTuple):
-    """What the programs of a config share."""
-
-    config: ConfigDict
-    architecture: InternVLConfig
-    mesh: Mesh
-    graph: nnx.GraphDef
-    shardings: TrainState
-    state: TrainState  # abstract, with shardings
-    parameters: Parameters  # the same
-    optimizer: Any
-
-
-def prepare(config: ConfigDict, mesh: Mesh) -> Run:
-    """Builds a config's model and state abstractly.
+def prepare_ahead(config: ConfigDict, mesh: Mesh) -> Run:
+    """The run that a config means on devices that aren't here.
 
     Raises:
         UserError: the batch or the model doesn't fit the mesh.
     """
     check_rows(mesh, "batch_size", config.batch_size, config.micro_batches)
-    architecture = config_architecture(config)
-    graph, shapes = abstract_model(architecture)
-    updates = config.num_steps * (config.grpo.num_iterations if config.method == "grpo" else 1)
-    optimizer = make_optimizer(config.optimizer, updates)
-    parts = dict(freeze=tuple(config.model.freeze), lora=bool(config.model.lora_rank))
-    state = jax.eval_shape(lambda x: init_state(x, optimizer, **parts), shapes)
-    of_parameters = parameter_tree_shardings(architecture, mesh)
-    shardings = state_shardings(of_parameters, optimizer, state, **parts)
-    return Run(
-        config,
-        architecture,
-        mesh,
-        graph,
-        shardings,
-        with_shardings(state, shardings),
-        with_shardings(shapes, of_parameters),
-        optimizer,
-    )
+    return prepare(config, config_architecture(config), mesh)
 
 
 def steps(run: Run) -> dict[str, list[Program]]:
@@ -112,7 +77,7 @@ def steps(run: Run) -> dict[str, list[Program]]:
     if config.grpo.num_iterations > 1:
         logprobs = _rows(run, config.batch_size, (group, length), jnp.float32)
         experience = experience._replace(old_logprobs=logprobs, ref_logprobs=logprobs if config.grpo.beta else None)
-    update = grpo.make_update_of(config, run.graph, run.optimizer, run.shardings)
+    update = grpo.make_update_of(run)
     return {
         "rollout": [*first, Program(sample, (run.parameters, batch, key), 1, resident, trips=length)],
         "update": _update_programs(run, update, experience, reference),
@@ -291,5 +256,5 @@ def larger_runs(config: ConfigDict, mesh: Mesh) -> Iterator[tuple[int, Run]]:
     while True:
         tried = config.copy_and_resolve_references().unlock()
         tried.batch_size, tried.micro_batches = 2 * rows * row_shards(mesh), 2
-        yield rows, prepare(tried, mesh)
+        yield rows, prepare_ahead(tried, mesh)
         rows *= 2

@@ -22,6 +22,7 @@ from aesthetic_jax.rl.losses import policy_loss
 from aesthetic_jax.rl.rewards import dpa_reward, format_reward, parse_answer
 from aesthetic_jax.rl.rollouts import Rollout, sample_completions
 from aesthetic_jax.training.mesh import rows_sharding
+from aesthetic_jax.training.run import Run
 from aesthetic_jax.training.state import Parameters, TrainState, Update, make_update
 
 
@@ -179,16 +180,15 @@ def make_grpo_update(
     return make_update(loss, graph=graph, optimizer=optimizer, shardings=shardings)
 
 
-def make_update_of(
-    config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.GradientTransformation, shardings: TrainState
-) -> Update:
+def make_update_of(run: Run) -> Update:
     """The update that a run's config means."""
+    config = run.config
     names = "loss_type epsilon epsilon_high delta beta importance_sampling_level use_bias_correction_kl".split()
     return make_grpo_update(
-        graph,
-        optimizer,
+        run.graph,
+        run.optimizer,
         temperature=config.grpo.temperature,
-        shardings=shardings,
+        shardings=run.shardings,
         max_completion_length=config.max_completion_length,
         **{name: config.grpo[name] for name in names},
     )

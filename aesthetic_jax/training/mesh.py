@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from flax import nnx, traverse_util
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -20,7 +19,7 @@ from aesthetic_jax.errors import UserError
 from aesthetic_jax.models.config import InternVLConfig
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.models.sharding import BATCH_AXES, parameter_shardings
-from aesthetic_jax.training.state import Parameters, TrainState, split
+from aesthetic_jax.training.state import Parameters
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -110,40 +109,6 @@ def parameter_tree_shardings(config: InternVLConfig, mesh: Mesh) -> Parameters:
     """Where each parameter lives, as a tree like the parameters."""
     model = nnx.eval_shape(lambda: InternVL(config, rngs=nnx.Rngs(0)))
     return traverse_util.unflatten_dict(parameter_shardings(model, mesh))
-
-
-def state_shardings(
-    parameters: Parameters,
-    optimizer: optax.GradientTransformation,
-    shapes: TrainState,
-    freeze: tuple[str, ...],
-    lora: bool,
-) -> TrainState:
-    """Where a training state lives: the optimiser's moments like the parameters that they belong to, its counters everywhere.
-
-    Args:
-        parameters: of `parameter_tree_shardings`.
-        optimizer: that made the state.
-        shapes: the state, may be abstract.
-        freeze: as in `state.split`.
-        lora: as there.
-    """
-    trained, frozen = split(parameters, freeze, lora)
-    everywhere = NamedSharding(jax.tree.leaves(trained)[0].mesh, PartitionSpec())
-    moments = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, shapes.optimizer, trained, transform_non_params=lambda _: everywhere
-    )
-    return TrainState(trained, frozen, moments)
-
-
-def mesh_of(shardings: TrainState) -> Mesh:
-    """The mesh that a state lives on."""
-    return jax.tree.leaves(shardings.trained)[0].mesh
-
-
-def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """Abstract arrays that carry where they live."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:

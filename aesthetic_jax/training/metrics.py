@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from aesthetic_jax.files import write_whole
+from aesthetic_jax.files import in_object_store, write_whole
 
 
 def truncate(workdir: str, step: int) -> None:
@@ -32,8 +32,9 @@ class MetricsWriter:
         from tensorboardX import SummaryWriter
 
         self._file = epath.Path(workdir) / "metrics.jsonl"
-        # An object store appends to nothing: there the whole file is written each time.
-        self._text = None if "://" not in str(workdir) else self._file.read_text() if self._file.exists() else ""
+        self._text = None
+        if in_object_store(workdir):  # there the whole file is written each time
+            self._text = self._file.read_text() if self._file.exists() else ""
         self._events = SummaryWriter(workdir)
 
     def write(self, step: int, metrics: dict[str, Any]) -> dict[str, float]:

@@ -180,7 +180,9 @@ def load_table(folder: str, ids: Sequence[str], prior: float) -> DifficultyTable
     except FileNotFoundError:
         raise UserError(f"{file}: is missing; aesthetic-jax mine --out={folder} writes it") from None
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file}: is no whole table ({' '.join(str(error).split())[:80]}); remove it and mine again") from None
+        raise UserError(
+            f"{file}: is no whole table ({' '.join(str(error).split())[:80]}); remove it and mine again"
+        ) from None
     if not len(mined) == len(rates) == len(counts) or not ((rates >= 0) & (rates <= 1)).all():
         raise UserError(f"{file}: is no difficulty table; remove it and mine again")
     table = init_table(len(ids), prior)

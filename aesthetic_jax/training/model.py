@@ -10,13 +10,13 @@ from flax import nnx, traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from aesthetic_jax.checkpoints.training import abstract_model, load_model, locate, read_architecture
+from aesthetic_jax.checkpoints.training import abstract_model, load_model, read_architecture, run_directory
 from aesthetic_jax.data.pipeline import Encoder
 from aesthetic_jax.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
 from aesthetic_jax.models.config import PRESETS, InternVLConfig
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.training.mesh import parameter_tree_shardings
-from aesthetic_jax.training.state import Parameters, split
+from aesthetic_jax.training.state import Parameters, split, trained_parts
 
 
 def is_hugging_face(path: str) -> bool:
@@ -29,7 +29,7 @@ def is_hugging_face(path: str) -> bool:
 
 def tokenizer_directory(path: str) -> str:
     """Where the tokenizer files of an `init_from` are."""
-    return path if is_hugging_face(path) else str(locate(path)[0] / "tokenizer")
+    return path if is_hugging_face(path) else str(run_directory(path) / "tokenizer")
 
 
 def scratch_model(
@@ -66,7 +66,7 @@ def initial_model(
         parameters = huggingface.load_parameters(config.init_from, architecture, shardings=shardings)
         directory = config.init_from
     else:
-        architecture, parameters, directory = load_model(config.init_from, mesh)
+        architecture, parameters, directory, _ = load_model(config.init_from, mesh)
     architecture = _with_overrides(architecture, config)
     return architecture, _fill(architecture, parameters, config.seed, mesh), load_tokenizer(directory)
 
@@ -109,6 +109,20 @@ def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: Ch
     )
 
 
+def trained_model(config: ConfigDict, checkpoint: str, mesh: Mesh) -> tuple[nnx.GraphDef, Parameters, Encoder, str]:
+    """A trained model to be sampled from on this machine, whatever the run's attention was, and its own path.
+
+    Args:
+        config: of the data and the attention.
+        checkpoint: as `load_model` takes it.
+        mesh: that the parameters are split over.
+    """
+    loaded = load_model(checkpoint, mesh)
+    architecture = dataclasses.replace(loaded.architecture, attention=config.model.attention)
+    encoder = make_encoder(config, architecture, load_tokenizer(loaded.tokenizer))
+    return abstract_model(architecture)[0], loaded.parameters, encoder, loaded.checkpoint
+
+
 def config_architecture(config: ConfigDict) -> InternVLConfig:
     """The architecture of a config's model, found without reading its parameters; a preset keeps its own vocabulary."""
     if config.init_from and is_hugging_face(config.init_from):
@@ -116,7 +130,7 @@ def config_architecture(config: ConfigDict) -> InternVLConfig:
 
         return _with_overrides(huggingface.read_config(config.init_from), config)
     if config.init_from:
-        return _with_overrides(read_architecture(str(locate(config.init_from)[0])), config)
+        return _with_overrides(read_architecture(str(run_directory(config.init_from))), config)
     return _with_overrides(PRESETS[config.model.preset], config)
 
 
@@ -128,7 +142,7 @@ def read_encoder(config: ConfigDict) -> Encoder:
 def describe(config: ConfigDict) -> str:
     """Size of a config's model, found without computing anything."""
     _, shapes = abstract_model(config_architecture(config))
-    trained, frozen = split(shapes, tuple(config.model.freeze), bool(config.model.lora_rank))
+    trained, frozen = split(shapes, **trained_parts(config.model))
     counts = {
         name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in (("trained", trained), ("frozen", frozen))
     }

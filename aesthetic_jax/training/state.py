@@ -62,6 +62,11 @@ def split(parameters: Parameters, freeze: tuple[str, ...], lora: bool) -> tuple[
     return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(frozen)
 
 
+def trained_parts(model) -> dict[str, Any]:
+    """The arguments of `split` that a config's `model` means."""
+    return dict(freeze=tuple(model.freeze), lora=bool(model.lora_rank))
+
+
 def make_schedule(config, updates: int) -> optax.Schedule:
     """Learning rate of each optimiser update: linear warm-up, then constant, linear or cosine decay to `end_factor` of it."""
     peak, warmup = config.learning_rate, config.warmup_updates

@@ -4,7 +4,6 @@ usage: mesh_runs.py OUT.npz DATAxFSDPxTENSOR/REMAT...
 """
 
 import dataclasses
-import functools
 import sys
 
 import jax
@@ -12,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
-from aesthetic_jax.checkpoints.training import abstract_model
 from aesthetic_jax.data.pipeline import Batch
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
@@ -22,16 +20,14 @@ from aesthetic_jax.training.collectives import collectives, stack_gathers
 from aesthetic_jax.training.config import grpo_config
 from aesthetic_jax.training.mesh import (
     make_mesh,
-    parameter_tree_shardings,
     put_rows,
     row_shards,
     select_rows,
-    state_shardings,
     take_local,
-    with_shardings,
 )
+from aesthetic_jax.training.run import prepare
 from aesthetic_jax.training.sft import make_sft_update
-from aesthetic_jax.training.state import init_state, make_optimizer, part_rows
+from aesthetic_jax.training.state import init_state, part_rows
 
 CONFIG = InternVLConfig(
     VisionConfig(width=16, layers=2, heads=4, mlp_width=32, image_size=28, patch_size=14),
@@ -68,23 +64,21 @@ def batch():
     )
 
 
-def run(shape, remat):
+def measure(shape, remat):
     """Losses, gradients and tokens on one mesh; and its gathers."""
     architecture = dataclasses.replace(CONFIG, remat=remat)
     sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
     mesh, config = make_mesh(sizes, jax.devices()[: int(np.prod(shape))]), settings()
-    graph, shapes = abstract_model(architecture)
-    optimizer = make_optimizer(config.optimizer, 10)
-    of_parameters = parameter_tree_shardings(architecture, mesh)
-    start = functools.partial(init_state, optimizer=optimizer, freeze=(), lora=False)
-    shardings = state_shardings(of_parameters, optimizer, jax.eval_shape(start, shapes), (), False)
+    run = prepare(config, architecture, mesh)
+    graph, optimizer, shardings = run.graph, run.optimizer, run.shardings
+    of_parameters = jax.tree.map(lambda x: x.sharding, run.parameters)
     result = {}
     with jax.set_mesh(mesh):
         make = jax.jit(
             lambda: nnx.to_pure_dict(nnx.state(InternVL(architecture, rngs=nnx.Rngs(0)))), out_shardings=of_parameters
         )
         parameters = make()
-        fresh = jax.jit(start, out_shardings=shardings)
+        fresh = jax.jit(lambda x: init_state(x, optimizer, (), False), out_shardings=shardings)
         whole = batch()
         lengths = whole.completion_mask.any(1).sum(1)
         order = part_rows(lengths, PARTS, row_shards(mesh))
@@ -118,7 +112,7 @@ def run(shape, remat):
             old_logprobs=rollout.logprobs,
             ref_logprobs=logprobs(reference, everything, rollout.ids),
         )
-        update = grpo.make_update_of(config, graph, optimizer, shardings)
+        update = grpo.make_update_of(run)
         longest = mask.any(1).sum(1)
         order = part_rows(longest, PARTS, row_shards(mesh))
         parts = [select_rows(mesh, experience, rows) for rows in order]
@@ -134,12 +128,11 @@ def run(shape, remat):
             assert before.is_equivalent_to(after.sharding, after.ndim), (before, after.sharding)
 
         if mesh.size > 1:
-            abstract = with_shardings(shapes, of_parameters)
             shown = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), everything)
             one = jax.ShapeDtypeStruct((), jnp.float32)
-            text = update_text(make_sft_update(graph, optimizer, shardings), abstract, shown, one)
+            text = update_text(make_sft_update(graph, optimizer, shardings), run.parameters, shown, one)
             found = collectives(text, mesh.size)
-            stacks = gathered_stacks(abstract)
+            stacks = gathered_stacks(run.parameters)
             result["gathers/stacks"] = len(stack_gathers(found, stacks))
             layer = {tuple(sorted(shape[1:])) for shape in stacks}
             result["gathers/layers"] = sum(
@@ -162,7 +155,7 @@ def main(out, splits):
     for split in splits:
         print(split, flush=True)
         shape, remat = split.split("/")
-        for name, value in run(tuple(map(int, shape.split("x"))), remat).items():
+        for name, value in measure(tuple(map(int, shape.split("x"))), remat).items():
             arrays[f"{split}/{name}"] = np.asarray(value)
     np.savez(out, **arrays)
 
