@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
@@ -44,6 +44,12 @@ def define_hosts(flag_values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer("num_processes", None, "processes of the run", lower_bound=1, flag_values=flag_values)
     flags.DEFINE_integer("process_id", None, "number of this process, from 0", lower_bound=0, flag_values=flag_values)
+
+
+def exit_stopped(folder: str) -> NoReturn:
+    """Ends a command that SIGTERM stopped where it can go on."""
+    print(f"aesthetic-jax: stopped by SIGTERM; the same command goes on from {folder}", file=sys.stderr)
+    sys.exit(TRY_AGAIN)
 
 
 @contextlib.contextmanager

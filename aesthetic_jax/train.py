@@ -3,14 +3,12 @@
 aesthetic-jax train --config=configs/X.py --workdir=DIR [--config.a.b=value ...]
 
 On several hosts the same command runs on each; --workdir is then a path that all of them see. On SIGTERM, at one host or all,
-a run ends behind the step that it is in, saves a checkpoint and exits with code 75.
+a run ends behind the step that it is in, saves a checkpoint and exits with code 75; while it mines, behind a batch.
 """
-
-import sys
 
 from absl import flags
 
-from aesthetic_jax.command_line import TRY_AGAIN, define_config, define_hosts, joined_hosts, require
+from aesthetic_jax.command_line import define_config, define_hosts, exit_stopped, joined_hosts, require
 
 FLAGS = flags.FlagValues()
 define_config(FLAGS)
@@ -36,6 +34,5 @@ def main(arguments: flags.FlagValues) -> None:
 
         done = train(config, workdir, arguments.allow_config_change)
     if not done:
-        print(f"aesthetic-jax: stopped by SIGTERM; the same command goes on from {workdir}", file=sys.stderr)
-        sys.exit(TRY_AGAIN)
+        exit_stopped(workdir)
     print(workdir)

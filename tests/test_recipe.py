@@ -144,25 +144,30 @@ def kill(process):
     assert process.wait() == -signal.SIGKILL
 
 
-def test_kills_in_mining_in_checkpoints_and_anywhere(runs, start, train, train_words, tmp_path):
-    """two_stage from step 3 on: what three kills leave behind ends as the run that nothing happened to."""
+def test_kills_in_checkpoints_in_mining_and_anywhere(runs, start, train, train_words, tmp_path):
+    """two_stage from step 3 on: what kills leave behind ends as the run that nothing happened to."""
     words = ("hcm_grpo", "--config.hard_cases.mode=two_stage", "--config.hard_cases.mine_at=3")
     words += ("--config.hard_cases.mine_rollouts=2", "--config.checkpoint_every=1")
     quiet, run = tmp_path / "quiet", tmp_path / "run"
     check(train(words[0], quiet, *words[1:]))
-    mined = (run / "mined" / "parts").glob
-    writing = (run / "checkpoints").glob
     rng = np.random.default_rng()  # another instant each time
-    for happened, wait in (
-        (lambda: any(writing("*tmp*/parameters")), 0.02),
-        (lambda: any(mined("*.jsonl")), 0.02),
-        ((run / "checkpoints").exists, 8.0),
+
+    def parts():
+        return len(list((run / "mined").glob("parts/*.jsonl")))
+
+    for happened, wait, number in (
+        (lambda _: any((run / "checkpoints").glob("*tmp*/parameters")), 0.02, signal.SIGKILL),
+        (lambda mined: parts() > mined, 0.0, signal.SIGTERM),
+        (lambda mined: parts() > mined, 0.02, signal.SIGKILL),
+        (lambda _: (run / "checkpoints").exists(), 8.0, signal.SIGKILL),
     ):
+        before = parts()
         process = start(*train_words(words[0], run, *words[1:]))
-        wait_for(process, happened)
+        wait_for(process, lambda happened=happened, before=before: happened(before))
         time.sleep(wait * rng.random())
         if process.poll() is None:
-            kill(process)
+            process.send_signal(number)
+            assert process.wait() == (75 if number == signal.SIGTERM else -number)
     check(train(words[0], run, *words[1:]))
     assert log(run) == log(quiet)
     assert log(run)[-1]["hard_cases/unseen"] == 0

@@ -47,7 +47,8 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False) -
         allow_config_change: go on from a checkpoint though the config is another now.
 
     Returns:
-        Whether the run is done; False: SIGTERM stopped it behind a step, and a checkpoint of this step is saved.
+        Whether the run is done; False: SIGTERM stopped it behind a step, and a checkpoint of this step is saved, or behind a
+        batch of mining.
 
     Raises:
         UserError: the config, the data, the devices or what is in the directory does not fit.
@@ -58,8 +59,8 @@ def train(config: ConfigDict, workdir: str, allow_config_change: bool = False) -
     if config.eval_every:
         check_rows(mesh, "eval_batch_size", config.eval_batch_size)
     peak = peak_flops(config.model.dtype)
-    with jax.set_mesh(mesh), notices() as is_last:
-        return _train(config, workdir, mesh, peak, allow_config_change, is_last)
+    with jax.set_mesh(mesh), notices() as is_to_stop:
+        return _train(config, workdir, mesh, peak, allow_config_change, is_to_stop)
 
 
 def _train(
@@ -68,7 +69,7 @@ def _train(
     mesh: Mesh,
     peak: float,
     allow_config_change: bool,
-    is_last: Callable[[int], bool],
+    is_to_stop: Callable[[], bool],
 ) -> bool:
     records = open_records(config.data.manifest, config.data.data_dir, "train")
     candidates = _candidates(config, records)
@@ -120,7 +121,12 @@ def _train(
                 if done != (resumed or 0) and done % config.checkpoint_every:
                     checkpoints.save(manager, done, state.parameters, state.optimizer, (table, plan))
                 folder, model = f"{workdir}/mined", f"step {done} of the run"
-                table = mining.mine(config, state.parameters, run.graph, records, encoder, folder, model, mesh, done)
+                mined = mining.mine(
+                    config, state.parameters, run.graph, records, encoder, folder, model, mesh, is_to_stop, done
+                )
+                if mined is None:
+                    break
+                table = mined
             plan = _make_plan(config, round_index, candidates, table, dimensions)
         if batches is None or place == 0:
             batches = planned_batches(
@@ -139,7 +145,7 @@ def _train(
         state, metrics, exact = step(state, batch, done)
         speed.add(waited, metrics.pop("tokens"), metrics.pop("flops"))
         done += 1
-        stop = is_last(done)
+        stop = is_to_stop()
         last = done == config.num_steps
         if exact is not None:
             rows = np.searchsorted(candidates, plan[place * config.batch_size :][: config.batch_size])

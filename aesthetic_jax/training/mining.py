@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -46,15 +46,20 @@ def mine(
     folder: str,
     model: str,
     mesh: Mesh,
+    is_to_stop: Callable[[], bool],
     step: int = 0,
-) -> DifficultyTable:
-    """Samples `hard_cases.mine_rollouts` completions of every record and writes the folder; returns the table.
+) -> DifficultyTable | None:
+    """Samples `hard_cases.mine_rollouts` completions of every record and writes the folder.
 
     Args:
         config: of GRPO; batches and sampling are those of its rollouts.
         model: names the parameters in mining.json.
         mesh: that the parameters live on; the first of its hosts writes.
+        is_to_stop: of `preemption.notices`, asked behind each batch but the last.
         step: of the run; the table's `last_seen`.
+
+    Returns:
+        The table; None where it stopped before its end, from which the same call goes on.
 
     Raises:
         UserError: the folder holds what was mined with other settings.
@@ -126,6 +131,8 @@ def mine(
         if jax.process_index() == 0:
             parts[number].parent.mkdir(exist_ok=True)
             write_whole(parts[number], "".join(lines))
+        if number < steps - 1 and is_to_stop():
+            return None
     table = DifficultyTable(np.array(rates), np.ones(len(ids), np.int32), np.full(len(ids), step, np.int32))
     if jax.process_index() == 0:
         _finish(target, parts, ids, table, settings)

@@ -1,6 +1,5 @@
 """Mining with a sampler whose completions are known; the real one mines in the recipe's tests."""
 
-import contextlib
 import json
 import runpy
 from pathlib import Path
@@ -70,23 +69,16 @@ def mine(data, monkeypatch):
         ids, mask = table[0][batch.index], table[1][batch.index]
         return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.ones(ids.shape[:2], bool))
 
-    decode, limit = grpo.decode, [None]
-
-    def counted(*words):
-        if len(batches) == limit[0]:
-            raise KeyboardInterrupt
-        batches.append(1)
-        return decode(*words)
-
+    decode = grpo.decode
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     monkeypatch.setattr(evaluation, "rollout", rollout)
-    monkeypatch.setattr(grpo, "decode", counted)
+    monkeypatch.setattr(grpo, "decode", lambda *x: batches.append(1) or decode(*x))
 
-    def run(folder, step=0, stop_before=None, **changes):
+    def run(folder, step=0, stop_behind=None, **changes):
         batches.clear()
-        limit[0] = stop_before
         config = make_config(data, **changes)
-        return mining.mine(config, {}, None, records, encoder, str(folder), "a model", mesh, step), len(batches)
+        words = str(folder), "a model", mesh, lambda: len(batches) == stop_behind, step
+        return mining.mine(config, {}, None, records, encoder, *words), len(batches)
 
     run.records = records
     run.texts = texts
@@ -119,19 +111,20 @@ def test_what_is_mined(mine, tmp_path):
 
 
 @pytest.mark.parametrize("in_bucket", [False, True])
-@pytest.mark.parametrize("cut", range(5))
-def test_cut_off_mining_goes_on(mine, tmp_path, request, cut, in_bucket):
+@pytest.mark.parametrize("cut", range(1, 5))
+def test_stopped_mining_goes_on(mine, tmp_path, request, cut, in_bucket):
     """Batches that are there are not sampled again, and one that is damaged is."""
     whole, _ = mine(tmp_path / "whole")
     out = epath.Path(request.getfixturevalue("bucket") if in_bucket else tmp_path) / "cut"
-    with pytest.raises(KeyboardInterrupt) if cut < 4 else contextlib.nullcontext():
-        mine(out, stop_before=cut)
-    parts = sorted((out / "parts").iterdir()) if cut < 4 and cut else []
+    stopped, batches = mine(out, stop_behind=cut)
+    assert (stopped is None) == (cut < 4)  # behind the last batch nothing is left to stop
+    assert batches == cut
+    parts = sorted((out / "parts").iterdir()) if stopped is None else []
     assert len(parts) == cut % 4
     if len(parts) == 3:
         parts[1].write_text(parts[1].read_text()[:-20])
     table, batches = mine(out)
-    assert batches == (4, 3, 2, 3, 0)[cut]
+    assert batches == (3, 2, 3, 0)[cut - 1]
     for a, b in zip(table, whole, strict=True):
         np.testing.assert_array_equal(a, b)
     names = {"completions.jsonl", "table.npz", "mining.json"}
