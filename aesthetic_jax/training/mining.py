@@ -110,9 +110,8 @@ def mine(
         threads=config.data.threads,
     )
     silent = True if jax.process_index() else None
-    for number, local in enumerate(
-        tqdm(batches, total=steps, initial=first, desc="mining", unit="batch", disable=silent), start=first
-    ):
+    progress = tqdm(batches, total=steps, initial=first, desc="mining", unit="batch", disable=silent)
+    for number, local in enumerate(progress, start=first):
         texts = grpo.decode(*sample(parameters, local, key), encoder.tokenizer)
         told = {name: getattr(local, name) for name in ("answer", "num_options", "dimension")}
         batch = local._replace(**gather_rows(mesh, told))

@@ -18,13 +18,7 @@ from aesthetic_jax.training import grpo
 from aesthetic_jax.training.ahead import gathered_stacks
 from aesthetic_jax.training.collectives import collectives, stack_gathers
 from aesthetic_jax.training.config import grpo_config
-from aesthetic_jax.training.mesh import (
-    make_mesh,
-    put_rows,
-    row_shards,
-    select_rows,
-    take_local,
-)
+from aesthetic_jax.training.mesh import make_mesh, put_rows, row_shards, select_rows, take_local
 from aesthetic_jax.training.run import prepare
 from aesthetic_jax.training.sft import make_sft_update
 from aesthetic_jax.training.state import init_state, part_rows
