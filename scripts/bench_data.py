@@ -1,15 +1,15 @@
 """Measures the data path, without a model; prints one JSON line.
 
     python scripts/bench_data.py --benchmark=loading [--samples=400] [--epochs=3]
-    python scripts/bench_data.py --benchmark=epoch [--samples=128000]
+    python scripts/bench_data.py --benchmark=epoch [--samples=128000] [--epochs=1]
 
 Benchmarks:
   loading   epochs over samples of five JPEGs of 512 px, from ArrayRecord to batches: read, decode, tile to 448 px, tokenise
-  epoch     what a run of online mining does beside the model's arithmetic, once for every sample: plans, batches (of images of
-            28 px, so that it is soon over), the difficulty table, checkpoints
+  epoch     what a run of online mining does beside the model's arithmetic, in as many steps as an epoch has: plans, batches (of
+            images of 28 px, so that it is soon over), the difficulty table, checkpoints
 
 images_per_s_core counts seconds of the processor, all threads together. resident_mb is the process's memory after each epoch of
-loading, or each tenth of the epoch.
+loading, or each tenth of the run.
 """
 
 import json
@@ -36,7 +36,7 @@ from aesthetic_jax.training.config import grpo_config
 FLAGS = flags.FlagValues()
 flags.DEFINE_enum("benchmark", "loading", ["loading", "epoch"], "what to measure", flag_values=FLAGS)
 flags.DEFINE_integer("samples", 0, "of the data set; 0: 400 for loading, 128,000 for epoch", flag_values=FLAGS)
-flags.DEFINE_integer("epochs", 3, "of loading", flag_values=FLAGS)
+flags.DEFINE_integer("epochs", 0, "over the samples; 0: 3 for loading, 1 for epoch", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 64, "samples of a batch", flag_values=FLAGS)
 flags.DEFINE_integer("threads", 2, "that read and decode ahead", flag_values=FLAGS)
 
@@ -94,9 +94,9 @@ def loading(folder: pathlib.Path) -> dict:
     """Epochs over the data set."""
     records = make_records(folder, FLAGS.samples or 400, 512)
     encoder, memory, rates, per_core = make_encoder(448, 256), [], [], []
-    for epoch in range(FLAGS.epochs):
+    for number in range(FLAGS.epochs or 3):
         wall, cpu, images = time.perf_counter(), time.process_time(), 0
-        for batch in batches(records, epoch_plan(0, epoch, np.arange(len(records)), len(records)), encoder):
+        for batch in batches(records, epoch_plan(0, number, np.arange(len(records)), len(records)), encoder):
             images += batch.tiles.shape[0] * batch.tiles.shape[1]
         rates.append(round(images / (time.perf_counter() - wall), 1))
         per_core.append(round(images / (time.process_time() - cpu), 1))
@@ -111,9 +111,10 @@ def epoch(folder: pathlib.Path) -> dict:
     config.plan_length = round_length = FLAGS.batch_size * 100
     difficulty = np.random.default_rng(0).random(count)  # stands for the model: how often it answers a sample right
     table, memory, plans, done = hard_cases.init_table(count), [], [], 0
+    rounds = (FLAGS.epochs or 1) * count // round_length
     began = time.perf_counter()
     with checkpoints.open_manager(str(folder / "run"), keep=2) as manager:
-        for number in range(count // round_length):
+        for number in range(rounds):
             planned = time.perf_counter()
             plan = hard_cases.make_plan(0, number, table, config)
             plans.append(time.perf_counter() - planned)
@@ -123,7 +124,7 @@ def epoch(folder: pathlib.Path) -> dict:
                 table = hard_cases.update_table(table, batch.index, exact, done, config)
             nothing = {"none": np.zeros(())}
             checkpoints.save(manager, done, nothing, nothing, (table, plan))
-            if number % max(1, count // round_length // 10) == 0:
+            if number % max(1, rounds // 10) == 0:
                 memory.append(resident_mb())
     written = sum(x.stat().st_size for x in (folder / "run" / "checkpoints" / str(done)).rglob("*") if x.is_file())
     return {
