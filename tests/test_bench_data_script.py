@@ -27,7 +27,7 @@ def test_loading(run, capsys):
 
 
 def test_an_epoch(run, capsys):
-    run(["bench_data.py", "--benchmark=epoch", "--samples=240", "--batch_size=1"])
+    run(["bench_data.py", "--benchmark=epoch", "--samples=240", "--epochs=1", "--batch_size=1"])
     told = json.loads(capsys.readouterr().out)
     assert told["steps"] == 200  # two rounds of 100 steps
     assert 100 < told["seen"] <= 200
