@@ -237,7 +237,10 @@ def test_bad_input_ends_in_one_line(command, clean, run, tmp_path):
     refused(command("inspect", given, f"--out={clean}"), f"--out={clean}: can't be written")
     refused(command("inspect", given, "--config=nowhere.py"), "nowhere.py")
     refused(command("inspect", given, config), "names no tokenizer", "--checkpoint=DIR")
-    refused(command("inspect", given, f"--checkpoint={tmp_path}"), f"{tmp_path}/model.json: is missing; name a run directory")
+    refused(
+        command("inspect", given, f"--checkpoint={tmp_path}"),
+        f"{tmp_path}/model.json: is missing; name a run directory",
+    )
     flags = [given, config, f"--checkpoint={run}", "--config.data.max_tiles=0"]
     refused(command("inspect", *flags), "config.data.max_tiles: is 0; give at least 1")
     missing = tmp_path / "manifest.jsonl"
