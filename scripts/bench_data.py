@@ -20,9 +20,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 
+import bench
 import numpy as np
 from absl import flags
-from PIL import Image
 
 from aesthetic_jax.checkpoints import training as checkpoints
 from aesthetic_jax.data import dataset, hard_cases
@@ -51,11 +51,8 @@ def resident_mb() -> float:
 
 def make_records(folder: pathlib.Path, count: int, side: int) -> Records:
     """A data set of `count` samples, as `build` makes it, of 50 photo-like JPEGs in turn."""
-    rng = np.random.default_rng(0)
-    for number in range(50):
-        coarse = Image.fromarray(rng.integers(0, 255, (12, 12, 3), np.uint8))
-        photo = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC)) + rng.normal(0, 4, (side, side, 3))
-        Image.fromarray(np.clip(photo, 0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
+    for number, photo in enumerate(bench.jpegs(50, side)):
+        (folder / f"{number}.jpg").write_bytes(photo)
     samples = [
         Sample(
             id=f"{i:06d}",

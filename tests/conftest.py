@@ -1,5 +1,6 @@
 """What the tests share: commands run as a person runs them, and one cache of compiled programs."""
 
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -42,6 +43,22 @@ def command(start):
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """Imports a file of scripts/ by its name, a module anew each time; it finds its neighbours as when it is run."""
+
+    def load(name):
+        folder = pathlib.Path(__file__).parents[1] / "scripts"
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,13 @@
 """scripts/bench_data.py with few samples: both benchmarks run and print what they promise."""
 
-import importlib.util
 import json
-import pathlib
 
 import pytest
 
-SCRIPT = pathlib.Path(__file__).parents[1] / "scripts" / "bench_data.py"
-
 
 @pytest.fixture(scope="module")
-def run():
-    spec = importlib.util.spec_from_file_location("bench_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+def run(load_script):
+    return load_script("bench_data").main
 
 
 def test_loading(run, capsys):

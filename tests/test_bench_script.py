@@ -1,21 +1,15 @@
 """scripts/bench.py at a minute size: every benchmark runs and prints what it promises."""
 
-import importlib.util
 import json
-import pathlib
 
 import pytest
 
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 
-SCRIPT = pathlib.Path(__file__).parents[1] / "scripts" / "bench.py"
-
 
 @pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def bench(load_script):
+    module = load_script("bench")
     module.SIZES["bench"] = module.Size(
         InternVLConfig(
             VisionConfig(width=16, layers=1, heads=2, mlp_width=16, image_size=28),

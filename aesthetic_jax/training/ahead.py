@@ -15,11 +15,7 @@ from aesthetic_jax.data.pipeline import Batch
 from aesthetic_jax.training import grpo
 from aesthetic_jax.training.collectives import Collective, collectives, stack_gathers, summarize_collectives
 from aesthetic_jax.training.flops import forward_flops, tpu_chip
-from aesthetic_jax.training.mesh import (
-    check_rows,
-    row_shards,
-    rows_sharding,
-)
+from aesthetic_jax.training.mesh import check_rows, row_shards, rows_sharding
 from aesthetic_jax.training.model import config_architecture
 from aesthetic_jax.training.run import Run, prepare
 from aesthetic_jax.training.sft import make_sft_update
