@@ -4,6 +4,7 @@ Noise is keyed by what it belongs to: fold_in(fold_in(fold_in(key, sample), comp
 whatever the batch's order, its padding or its mesh.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ from aesthetic_jax.models.internvl import InternVL, PromptCache, SuffixCache
 from aesthetic_jax.models.logprobs import completion_mask
 from aesthetic_jax.models.sharding import constrain
 
+_LANES = 128  # blocks of the vocabulary are multiples of a vector register's lanes on TPUs
+
 
 class Rollout(NamedTuple):
     """G sampled completions of each prompt."""
@@ -23,6 +26,18 @@ class Rollout(NamedTuple):
     mask: Bool[Array, "B G T"]  # True up to and including the end token
     logprobs: Float[Array, "B G T"]  # of the sampled tokens, full vocabulary, at the sampling temperature; 0 at padding
     ended: Bool[Array, "B G"]  # False where max_length cut the completion off
+
+
+def categorical_by_blocks(key: Key[Array, ""], scores: Float[Array, " V"]) -> Int[Array, ""]:
+    """An index drawn with probability softmax(scores), as `jax.random.categorical` does, but with noise for some 2 sqrt(V).
+
+    First a block of indices is drawn by its whole probability, then one index of it. One of score -inf is never drawn.
+    """
+    block = _LANES * math.ceil(scores.size**0.5 / _LANES)
+    blocks = jnp.pad(scores, (0, -scores.size % block), constant_values=-jnp.inf).reshape(-1, block)
+    first, second = jax.random.split(key)
+    chosen = jax.random.categorical(first, jax.nn.logsumexp(blocks, axis=-1))
+    return chosen * block + jax.random.categorical(second, blocks[chosen])
 
 
 class _Decoding(NamedTuple):
@@ -68,9 +83,10 @@ def sample_completions(
         scores = jnp.where(allowed, logprobs, -jnp.inf)
         if temperature:
             at_position = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(keys, state.position)
-            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:])))(at_position)
-            scores += noise
-        token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+            token = jax.vmap(jax.vmap(categorical_by_blocks))(at_position, scores)
+        else:
+            token = jnp.argmax(scores, axis=-1)
+        token = token.astype(jnp.int32)
         return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]
 
     def step(state: _Decoding) -> _Decoding:
