@@ -64,6 +64,11 @@ def _refusal(backend: str, platform: str, config: InternVLConfig) -> str | None:
     return None
 
 
+def as_cached(keys: Float[Array, "... S K E"], values: Float[Array, "... S K E"]) -> tuple[Array, Array]:
+    """Keys [..., K, E, S] and values [..., K, S, E]: in the order that both products of attention read them, uncopied."""
+    return jnp.moveaxis(keys, -3, -1), values.swapaxes(-3, -2)
+
+
 def attention(
     queries: Float[Array, "B S H E"],
     keys: Float[Array, "B Z K E"],
@@ -98,11 +103,11 @@ def attention(
 
 def shared_prompt_attention(
     queries: Float[Array, "B G T H E"],
-    prompt_keys: Float[Array, "B P K E"],
-    prompt_values: Float[Array, "B P K E"],
+    prompt_keys: Float[Array, "B K E P"],
+    prompt_values: Float[Array, "B K P E"],
     prompt_mask: Bool[Array, "B P"],
-    keys: Float[Array, "B G S K E"],
-    values: Float[Array, "B G S K E"],
+    keys: Float[Array, "B G K E S"],
+    values: Float[Array, "B G K S E"],
     filled: int | Int[Array, ""] = 0,
     *,
     backend: str = "xla",
@@ -114,27 +119,30 @@ def shared_prompt_attention(
 
     Args:
         queries: of T tokens a completion.
-        prompt_keys: of P tokens.
+        prompt_keys: of P tokens, of `as_cached`.
         prompt_values: of the same.
         prompt_mask: True where there is a token.
-        keys: the completions' own.
+        keys: the completions' own, of `as_cached`.
         values: of the same.
         filled: tokens before the T of `queries`: query t sees own keys 0 to filled + t.
         backend: of `choose_backend`; all but xla need filled = 0 and S = T.
     """
     if backend != "xla":
         shared = {"splash": _shared_by_splash, "cudnn": _shared_by_cudnn}[backend]
+        prompt_keys, keys = (jnp.moveaxis(x, -1, -3) for x in (prompt_keys, keys))
+        prompt_values, values = (x.swapaxes(-3, -2) for x in (prompt_values, values))
         return shared(queries, prompt_keys, prompt_values, prompt_mask, keys, values)
     batch, group, length, heads, width = queries.shape
-    kv_heads, prompt = keys.shape[3], prompt_keys.shape[1]
+    kv_heads, prompt = prompt_values.shape[1:3]
     grouped = queries.reshape(batch, group, length, kv_heads, heads // kv_heads, width) * width**-0.5
-    to_prompt = jnp.einsum("bgtkre,bpke->bkrgtp", grouped, prompt_keys, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("bgtkre,bgske->bkrgts", grouped, keys, preferred_element_type=jnp.float32)
+    to_prompt = jnp.einsum("bgtkre,bkep->bkgtrp", grouped, prompt_keys, preferred_element_type=jnp.float32)
+    to_own = jnp.einsum("bgtkre,bgkes->bgktrs", grouped, keys, preferred_element_type=jnp.float32).swapaxes(1, 2)
     to_prompt = jnp.where(prompt_mask[:, None, None, None, None], to_prompt, _NEVER)
-    to_own = jnp.where(jnp.arange(keys.shape[2]) <= filled + jnp.arange(length)[:, None], to_own, _NEVER)
+    to_own = jnp.where(jnp.arange(keys.shape[-1]) <= (filled + jnp.arange(length))[:, None, None], to_own, _NEVER)
     weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1)).astype(values.dtype)
-    mixed = jnp.einsum("bkrgtp,bpke->bgtkre", weights[..., :prompt], prompt_values)
-    mixed += jnp.einsum("bkrgts,bgske->bgtkre", weights[..., prompt:], values)
+    # einsum's last operand becomes the product's left one, so that the caches are not transposed.
+    mixed = jnp.einsum("bkpe,bkgtrp->bgtkre", prompt_values, weights[..., :prompt])
+    mixed += jnp.einsum("bgkse,bkgtrs->bgtkre", values, weights[..., prompt:])
     return mixed.reshape(queries.shape)
 
 

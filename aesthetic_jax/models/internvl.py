@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from aesthetic_jax.models.attention import attention, choose_backend, shared_prompt_attention
+from aesthetic_jax.models.attention import as_cached, attention, choose_backend, shared_prompt_attention
 from aesthetic_jax.models.config import InternVLConfig
-from aesthetic_jax.models.language import LanguageModel, TextLayer, rotary_angles
-from aesthetic_jax.models.layers import scan_layers
+from aesthetic_jax.models.language import LanguageModel, TextLayer, rotation
+from aesthetic_jax.models.layers import Linear, scan_layers
 from aesthetic_jax.models.sharding import constrain
 from aesthetic_jax.models.vision import Projector, VisionTower, pixel_shuffle
 
@@ -21,8 +21,8 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 class PromptCache(NamedTuple):
     """What `prefill` leaves for `extend`: one entry a prompt, however many completions follow."""
 
-    keys: Float[Array, "L B P K E"]
-    values: Float[Array, "L B P K E"]
+    keys: Float[Array, "L B K E P"]
+    values: Float[Array, "L B K P E"]
     mask: Bool[Array, "B P"]  # True at tokens, False at the padding behind them, wherever the prompt had it
     last_hidden: Float[
         Array, "B D"
@@ -32,8 +32,8 @@ class PromptCache(NamedTuple):
 class SuffixCache(NamedTuple):
     """Keys and values of the completions' own tokens, filled from the left while decoding."""
 
-    keys: Float[Array, "L B G S K E"]
-    values: Float[Array, "L B G S K E"]
+    keys: Float[Array, "L B G K E S"]
+    values: Float[Array, "L B G K S E"]
     filled: Int[Array, ""]  # number of tokens that every completion has
 
 
@@ -110,12 +110,19 @@ class InternVL(nnx.Module):
         """Each layer, and its keys and values of the prompt, as arrays of their own: what `extend` may run in place of a scan.
 
         For decoding on CPUs, whose compiler copies the parameters that a scan slices, at every token anew. Taken outside
-        the loop over tokens they are copied once.
+        the loop over tokens they are copied once, into the order in which they are multiplied fastest.
         """
         graph, parameters = nnx.split(self.language.layers)
         stacked = (parameters, prompt.keys, prompt.values)
-        slices = (jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(self.config.text.layers))
-        return [(nnx.merge(graph, layer), keys, values) for layer, keys, values in slices]
+        unstacked = []
+        for i in range(self.config.text.layers):
+            parameters, keys, values = jax.tree.map(lambda x, i=i: x[i], stacked)
+            layer = nnx.merge(graph, parameters)
+            for _, module in nnx.iter_modules(layer):
+                if isinstance(module, Linear):
+                    module.put_output_first()
+            unstacked.append((layer, keys, values))
+        return unstacked
 
     def extend(
         self,
@@ -140,7 +147,7 @@ class InternVL(nnx.Module):
         filled = 0 if suffix is None else suffix.filled
         steps = filled + jnp.arange(length)
         positions = prompt.mask.sum(1)[:, None, None] + jnp.broadcast_to(steps, completion_ids.shape)
-        angles = rotary_angles(positions, text.head_dim, text.rope_theta)
+        rotary = rotation(positions, text.head_dim, text.rope_theta)
         backend = choose_backend(self.config) if suffix is None else "xla"
         x = self.language.embed(completion_ids).astype(self.config.dtype)
 
@@ -150,17 +157,17 @@ class InternVL(nnx.Module):
 
             def attend(queries, keys, values):
                 nonlocal suffix
+                keys, values = as_cached(keys, values)
                 if suffix is not None:
-                    start = (index, 0, 0, filled, 0, 0)
                     suffix = suffix._replace(
-                        keys=jax.lax.dynamic_update_slice(suffix.keys, keys[None], start),
-                        values=jax.lax.dynamic_update_slice(suffix.values, values[None], start),
+                        keys=jax.lax.dynamic_update_slice(suffix.keys, keys[None], (index, 0, 0, 0, 0, filled)),
+                        values=jax.lax.dynamic_update_slice(suffix.values, values[None], (index, 0, 0, 0, filled, 0)),
                     )
                     keys, values = suffix.keys[index], suffix.values[index]
                 prompt_slices = prompt_keys, prompt_values, prompt.mask
                 return shared_prompt_attention(queries, *prompt_slices, keys, values, filled, backend=backend)
 
-            x = layer(x, angles, attend)
+            x = layer(x, rotary, attend)
             return (x, suffix), None
 
         if unstacked is None:
@@ -177,9 +184,12 @@ class InternVL(nnx.Module):
     def init_suffix(self, batch: int, group: int, length: int) -> SuffixCache:
         """An empty suffix cache for B x G completions of up to `length` tokens."""
         text = self.config.text
-        shape = (text.layers, batch, group, length, text.kv_heads, text.head_dim)
-        empty = constrain(jnp.zeros(shape, self.config.dtype), None, "batch", None, None, "kv_heads")
-        return SuffixCache(empty, empty, jnp.zeros((), jnp.int32))
+        heads = text.layers, batch, group, text.kv_heads
+
+        def empty(*shape):
+            return constrain(jnp.zeros((*heads, *shape), self.config.dtype), None, "batch", None, "kv_heads")
+
+        return SuffixCache(empty(text.head_dim, length), empty(length, text.head_dim), jnp.zeros((), jnp.int32))
 
     def logits(self, hidden: Float[Array, "... D"], head: Float[Array, "D V"] | None = None) -> Float[Array, "... V"]:
         """Logits of normed hidden states, in float32 whatever the compute dtype.
@@ -224,7 +234,7 @@ class InternVL(nnx.Module):
     def _forward(self, x: Float[Array, "B S D"]) -> tuple:
         """Causal pass over rows that begin with their tokens: normed hidden states and every layer's keys and values."""
         text = self.config.text
-        angles = rotary_angles(jnp.arange(x.shape[1]), text.head_dim, text.rope_theta)
+        rotary = rotation(jnp.arange(x.shape[1]), text.head_dim, text.rope_theta)
         backend = choose_backend(self.config)
 
         def step(layer, x, _):
@@ -232,10 +242,10 @@ class InternVL(nnx.Module):
 
             def attend(queries, keys, values):
                 nonlocal cache
-                cache = keys, values
+                cache = as_cached(keys, values)
                 return attention(queries, keys, values, causal=True, backend=backend)
 
-            x = layer(x, angles, attend)
+            x = layer(x, rotary, attend)
             return x, cache
 
         x, cache = scan_layers(self.language.layers, step, x, remat=self.config.remat)

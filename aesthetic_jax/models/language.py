@@ -1,6 +1,7 @@
 """Qwen2: the language model's layers, written so that the caller decides what a token may look at."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,26 @@ from aesthetic_jax.models.layers import Linear, RMSNorm, parameter
 from aesthetic_jax.models.sharding import constrain, gathered
 
 
-def rotary_angles(positions: Int[Array, "..."], head_dim: int, theta: float) -> Float[Array, "... E/2"]:
-    """Rotation angle of each position and pair of channels, float32 radians."""
+class Rotation(NamedTuple):
+    """Rotary position embedding of tokens: cosine and sine of each position's angle, float32."""
+
+    cos: Float[Array, "... 1 E/2"]  # the same for every head
+    sin: Float[Array, "... 1 E/2"]
+
+
+def rotation(positions: Int[Array, "..."], head_dim: int, theta: float) -> Rotation:
+    """What turns the channels of tokens at these positions, computed once for all layers."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    return positions[..., None].astype(jnp.float32) * frequencies
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(x: Float[Array, "... H E"], angles: Float[Array, "... E/2"]) -> Float[Array, "... H E"]:
+def rotate(x: Float[Array, "... H E"], by: Rotation) -> Float[Array, "... H E"]:
     """Rotary position embedding in float32, halves convention: channel i pairs with i + E/2."""
-    cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate([first * by.cos - second * by.sin, second * by.cos + first * by.sin], axis=-1).astype(
+        x.dtype
+    )
 
 
 class TextLayer(nnx.Module):
@@ -44,19 +54,19 @@ class TextLayer(nnx.Module):
         self.down = Linear(text.mlp_width, width, ("mlp", "embed"), gain=damped, **projection)
         self.head_dim = text.head_dim
 
-    def __call__(self, x: Float[Array, "... D"], angles: Float[Array, "... E/2"], attend: Callable):
+    def __call__(self, x: Float[Array, "... D"], positions: Rotation, attend: Callable):
         """One layer.
 
         Args:
             x: hidden states, any leading axes.
-            angles: of `rotary_angles`, with the same leading axes.
+            positions: `rotation` of the same leading axes.
             attend: (queries [..., H, E], keys [..., K, E], values [..., K, E]) -> mixed values [..., H, E].
         """
         h = self.norm1(x)
         split = (*x.shape[:-1], -1, self.head_dim)
         heads = ("batch", *(None for _ in x.shape[1:-1]))
-        queries = constrain(rotate(self.query(h).reshape(split), angles), *heads, "heads")
-        keys = constrain(rotate(self.key(h).reshape(split), angles), *heads, "kv_heads")
+        queries = constrain(rotate(self.query(h).reshape(split), positions), *heads, "heads")
+        keys = constrain(rotate(self.key(h).reshape(split), positions), *heads, "kv_heads")
         values = constrain(self.value(h).reshape(split), *heads, "kv_heads")
         mixed = attend(queries, keys, values)
         x = constrain(x + self.out(mixed.reshape(*x.shape[:-1], -1)), "batch")

@@ -60,14 +60,27 @@ class Linear(nnx.Module):
             self.lora_a = parameter(rngs, normal(width_in**-0.5), (width_in, lora_rank), (axes[0], "lora"), stack)
             self.lora_b = parameter(rngs, nnx.initializers.zeros, (lora_rank, width_out), ("lora", axes[1]), stack)
         self.use_bias = bias
+        self.output_first = False
         self.lora_scale = lora_alpha / lora_rank if lora_rank else 0.0
 
     def __call__(self, x: Float[Array, "... In"]) -> Float[Array, "... Out"]:
         """Applies the layer to the last axis."""
-        y = x @ gathered(self.kernel, x.dtype)
+        if self.output_first:
+            columns = x.reshape(-1, x.shape[-1]).T
+            # The barrier keeps the compiler from turning the product round again.
+            y = jax.lax.optimization_barrier(gathered(self.kernel, x.dtype) @ columns)
+            y = y.T.reshape(*x.shape[:-1], -1)
+        else:
+            y = x @ gathered(self.kernel, x.dtype)
         if self.lora_scale:
             y += (x @ gathered(self.lora_a, x.dtype)) @ gathered(self.lora_b, x.dtype) * self.lora_scale
         return y + self.bias.astype(x.dtype) if self.use_bias else y
+
+    def put_output_first(self) -> None:
+        """Keeps the kernel as [Out, In]: as the left operand XLA's CPU product reads it as it lies, where x is a few rows."""
+        axes = self.kernel.get_metadata()["logical_axes"]
+        self.kernel = nnx.Param(self.kernel[...].T, logical_axes=axes[::-1])
+        self.output_first = True
 
 
 class LayerNorm(nnx.Module):

@@ -21,7 +21,7 @@ from flax import nnx
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.models import attention as module
 from aesthetic_jax.models import internvl, splash
-from aesthetic_jax.models.attention import attention, choose_backend, shared_prompt_attention
+from aesthetic_jax.models.attention import as_cached, attention, choose_backend, shared_prompt_attention
 from aesthetic_jax.models.config import PRESETS, InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.models.logprobs import completion_logprobs
@@ -87,7 +87,8 @@ def test_shared_prompt(backend, group, length):
     mask = jnp.arange(131) < jnp.array([1, 131, 60])[:, None]
 
     def run(queries, prompt_keys, prompt_values, keys, values, backend):
-        return shared_prompt_attention(queries, prompt_keys, prompt_values, mask, keys, values, backend=backend)
+        prompt, own = as_cached(prompt_keys, prompt_values), as_cached(keys, values)
+        return shared_prompt_attention(queries, *prompt, mask, *own, backend=backend)
 
     prompt = normal(1, 3, 131, 2, 8), normal(2, 3, 131, 2, 8)
     own = normal(3, 3, group, length, 2, 8), normal(4, 3, group, length, 2, 8)
@@ -226,7 +227,7 @@ def test_splash_on_a_mesh():
         import jax.numpy as jnp
         import numpy as np
         from aesthetic_jax.models import splash
-        from aesthetic_jax.models.attention import shared_prompt_attention
+        from aesthetic_jax.models.attention import as_cached, shared_prompt_attention
 
         splash.pallas.make_splash_mha = functools.partial(splash.pallas.make_splash_mha, interpret=True)
         rng = np.random.default_rng(0)
@@ -236,7 +237,8 @@ def test_splash_on_a_mesh():
 
         def differentiated(backend):
             def run(*arrays):
-                return shared_prompt_attention(*arrays[:3], mask, *arrays[3:], backend=backend)
+                prompt, own = as_cached(*arrays[1:3]), as_cached(*arrays[3:])
+                return shared_prompt_attention(arrays[0], *prompt, mask, *own, backend=backend)
 
             out, pull = jax.vjp(run, *arrays)
             return out, *pull(jnp.sin(out))
