@@ -7,7 +7,9 @@ from jaxtyping import Array, Bool, Float, Int
 from aesthetic_jax.models.internvl import InternVL, PromptCache
 from aesthetic_jax.models.sharding import constrain, row_shards
 
-_CHUNK_TOKENS = 1024  # tokens whose logits live at once; 0.6 GB in float32 at Qwen2's vocabulary
+# What lives at once on a device, at most: enough rows for a matrix unit, and logits of 0.27 GB in float32.
+_CHUNK_TOKENS = 1024
+_CHUNK_LOGITS = 2**26
 
 
 def token_logprobs(
@@ -15,10 +17,11 @@ def token_logprobs(
 ) -> tuple[Float[Array, "B G T"], Float[Array, "B G T"]]:
     """Log-probability of each target and entropy of its distribution, float32 nats, of logits / temperature.
 
-    Logits exist for about _CHUNK_TOKENS tokens a device at a time and are computed again in the backward pass.
+    Logits exist for a chunk of tokens at a time and are computed again in the backward pass.
     """
     batch, group, length = targets.shape
-    chunk = min(length, max(1, _CHUNK_TOKENS * row_shards(batch) // (batch * group)))
+    tokens = min(_CHUNK_TOKENS, _CHUNK_LOGITS // model.config.text.vocab_size)
+    chunk = min(length, max(1, tokens * row_shards(batch) // (batch * group)))
     chunks = -(-length // chunk)
     padding = chunks * chunk - length
     hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, padding), (0, 0)))
