@@ -140,15 +140,17 @@ def test_pixel_shuffle_order():
     np.testing.assert_array_equal(pixel_shuffle(x, 2), expected)
 
 
-def test_chunked_logprobs_equal_the_dense_ones(monkeypatch):
+@pytest.mark.parametrize(("bound", "value"), [("_CHUNK_TOKENS", 12), ("_CHUNK_LOGITS", 12 * 64)])
+def test_chunked_logprobs_equal_the_dense_ones(monkeypatch, bound, value):
+    """Two positions at a time, the last chunk ragged."""
     graph, parameters = make_model()
     model = nnx.merge(graph, parameters)
     hidden = jax.random.normal(jax.random.key(0), (2, 3, 7, 32))
     targets = jax.random.randint(jax.random.key(1), (2, 3, 7), 0, 64)
     dense = jax.nn.log_softmax(model.logits(hidden) / 0.7)
-    monkeypatch.setattr(
-        "aesthetic_jax.models.logprobs._CHUNK_TOKENS", 12
-    )  # two positions at a time, the last chunk ragged
+    monkeypatch.setattr(f"aesthetic_jax.models.logprobs.{bound}", value)
+    program = jax.make_jaxpr(lambda hidden: token_logprobs(model, hidden, targets, 0.7))(hidden)
+    assert "f32[2,3,2,64]" in str(program)
     logprobs, entropy = token_logprobs(model, hidden, targets, 0.7)
     np.testing.assert_allclose(logprobs, jnp.take_along_axis(dense, targets[..., None], -1)[..., 0], atol=1e-5)
     np.testing.assert_allclose(entropy, -(jnp.exp(dense) * dense).sum(-1), atol=1e-5)

@@ -11,7 +11,7 @@ from flax import nnx
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.models.logprobs import completion_logprobs
-from aesthetic_jax.rl.rollouts import sample_completions
+from aesthetic_jax.rl.rollouts import categorical_by_blocks, sample_completions
 
 END, PAD, IMAGE = 1, 0, 3
 CONFIG = InternVLConfig(
@@ -96,3 +96,21 @@ def test_samples_follow_the_distribution():
     expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     counted = np.bincount(np.asarray(rollout.ids)[0, :, 0], minlength=24) / 4000
     np.testing.assert_allclose(counted, expected, atol=5 * np.sqrt(0.25 / 4000))
+
+
+def test_draws_by_blocks_follow_the_distribution():
+    """Four blocks of 128, the last cut short, one of them and some scores elsewhere without probability."""
+    scores = 2 * np.random.default_rng(0).normal(size=400).astype(np.float32)
+    scores[128:256] = scores[::7] = -np.inf
+    scores[399] = 8  # the largest is the last
+    draws = 40_000
+    drawn = jax.vmap(categorical_by_blocks, (0, None))(jax.random.split(jax.random.key(0), draws), jnp.array(scores))
+    expected = draws * np.array(jax.nn.softmax(scores))
+    counted = np.bincount(drawn, minlength=400)
+    assert counted.size == 400
+    assert (counted[expected == 0] == 0).all()
+    assert (np.abs(counted - expected) <= 5 * np.sqrt(expected) + 5).all()
+    blocks = [slice(start, start + 128) for start in (0, 256, 384)]
+    np.testing.assert_allclose(
+        [counted[block].sum() for block in blocks], [expected[block].sum() for block in blocks], rtol=0.05
+    )
