@@ -78,8 +78,10 @@ class Linear(nnx.Module):
 
     def put_output_first(self) -> None:
         """Keeps the kernel as [Out, In]: as the left operand XLA's CPU product reads it as it lies, where x is a few rows."""
-        axes = self.kernel.get_metadata()["logical_axes"]
-        self.kernel = nnx.Param(self.kernel[...].T, logical_axes=axes[::-1])
+        width_in, width_out = self.kernel.get_metadata()["logical_axes"][
+            -2:
+        ]  # in a stack the layers' axis is before them
+        self.kernel = nnx.Param(self.kernel[...].T, logical_axes=(width_out, width_in))
         self.output_first = True
 
 

@@ -15,8 +15,7 @@ from aesthetic_jax.models.attention import target_platform
 from aesthetic_jax.models.internvl import InternVL, PromptCache, SuffixCache
 from aesthetic_jax.models.logprobs import completion_mask
 from aesthetic_jax.models.sharding import constrain
-
-_LANES = 128  # blocks of the vocabulary are multiples of a vector register's lanes on TPUs
+from aesthetic_jax.models.splash import LANES
 
 
 class Rollout(NamedTuple):
@@ -33,7 +32,7 @@ def categorical_by_blocks(key: Key[Array, ""], scores: Float[Array, " V"]) -> In
 
     First a block of indices is drawn by its whole probability, then one index of it. One of score -inf is never drawn.
     """
-    block = _LANES * math.ceil(scores.size**0.5 / _LANES)
+    block = LANES * math.ceil(scores.size**0.5 / LANES)  # in whole vector registers on TPUs
     blocks = jnp.pad(scores, (0, -scores.size % block), constant_values=-jnp.inf).reshape(-1, block)
     first, second = jax.random.split(key)
     chosen = jax.random.categorical(first, jax.nn.logsumexp(blocks, axis=-1))
