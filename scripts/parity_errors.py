@@ -80,10 +80,9 @@ def _tanh_gelu() -> list[Patch]:
 
 
 def _rope_interleaved() -> list[Patch]:
-    def interleaved(x, angles):
-        cos, sin = jnp.cos(angles)[..., None, :], jnp.sin(angles)[..., None, :]
+    def interleaved(x, by):
         even, odd = x[..., ::2], x[..., 1::2]
-        return jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1).reshape(x.shape)
+        return jnp.stack([even * by.cos - odd * by.sin, odd * by.cos + even * by.sin], axis=-1).reshape(x.shape)
 
     return [(language, "rotate", interleaved)]
 
@@ -104,7 +103,7 @@ def _group_sees_itself() -> list[Patch]:
     right = internvl.shared_prompt_attention
 
     def uncausal(queries, keys, values, prompt_mask, own_keys, own_values, _, **rest):
-        return right(queries, keys, values, prompt_mask, own_keys, own_values, own_keys.shape[2], **rest)
+        return right(queries, keys, values, prompt_mask, own_keys, own_values, own_keys.shape[-1], **rest)
 
     return [(internvl, "shared_prompt_attention", uncausal)]
 
