@@ -140,6 +140,7 @@ def test_a_stopped_build_goes_on_behind_the_shards_that_are_done(source, tmp_pat
     many = [row | {"id": f"{number}-{row['id']}"} for number in range(1000) for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
     command = [sys.executable, "-m", "aesthetic_jax", "build", f"--manifest={path}", f"--out={out}", "--workers=2"]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(out.glob("screening/unfinished/*_record.json")):
         assert process.poll() is None, "the build ended before it could be stopped"
