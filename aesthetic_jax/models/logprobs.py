@@ -7,9 +7,8 @@ from jaxtyping import Array, Bool, Float, Int
 from aesthetic_jax.models.internvl import InternVL, PromptCache
 from aesthetic_jax.models.sharding import constrain, row_shards
 
-# What lives at once on a device, at most: enough rows for a matrix unit, and logits of 0.27 GB in float32.
-_CHUNK_TOKENS = 1024
-_CHUNK_LOGITS = 2**26
+_CHUNK_TOKENS = 1024  # whose logits live at once on a device; 0.6 GB in float32 at Qwen2's vocabulary
+_CHUNK_LOGITS = 2**26  # and no more numbers than this on a single device: 0.27 GB
 
 
 def token_logprobs(
@@ -20,8 +19,12 @@ def token_logprobs(
     Logits exist for a chunk of tokens at a time and are computed again in the backward pass.
     """
     batch, group, length = targets.shape
-    tokens = min(_CHUNK_TOKENS, _CHUNK_LOGITS // model.config.text.vocab_size)
-    chunk = min(length, max(1, tokens * row_shards(batch) // (batch * group)))
+    tokens = _CHUNK_TOKENS * row_shards(batch)
+    if (
+        tokens == _CHUNK_TOKENS
+    ):  # over several devices every chunk costs a sum of the head's gradient: few of them there
+        tokens = min(tokens, _CHUNK_LOGITS // model.config.text.vocab_size)
+    chunk = min(length, max(1, tokens // (batch * group)))
     chunks = -(-length // chunk)
     padding = chunks * chunk - length
     hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, padding), (0, 0)))
