@@ -116,8 +116,8 @@ class InternVL(nnx.Module):
         stacked = (parameters, prompt.keys, prompt.values)
         unstacked = []
         for i in range(self.config.text.layers):
-            parameters, keys, values = jax.tree.map(lambda x, i=i: x[i], stacked)
-            layer = nnx.merge(graph, parameters)
+            slices, keys, values = jax.tree.map(lambda x, i=i: x[i], stacked)
+            layer = nnx.merge(graph, slices)
             for _, module in nnx.iter_modules(layer):
                 if isinstance(module, Linear):
                     module.put_output_first()

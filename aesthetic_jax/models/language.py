@@ -54,19 +54,19 @@ class TextLayer(nnx.Module):
         self.down = Linear(text.mlp_width, width, ("mlp", "embed"), gain=damped, **projection)
         self.head_dim = text.head_dim
 
-    def __call__(self, x: Float[Array, "... D"], positions: Rotation, attend: Callable):
+    def __call__(self, x: Float[Array, "... D"], rotary: Rotation, attend: Callable):
         """One layer.
 
         Args:
             x: hidden states, any leading axes.
-            positions: `rotation` of the same leading axes.
+            rotary: of `rotation`, with the same leading axes.
             attend: (queries [..., H, E], keys [..., K, E], values [..., K, E]) -> mixed values [..., H, E].
         """
         h = self.norm1(x)
         split = (*x.shape[:-1], -1, self.head_dim)
         heads = ("batch", *(None for _ in x.shape[1:-1]))
-        queries = constrain(rotate(self.query(h).reshape(split), positions), *heads, "heads")
-        keys = constrain(rotate(self.key(h).reshape(split), positions), *heads, "kv_heads")
+        queries = constrain(rotate(self.query(h).reshape(split), rotary), *heads, "heads")
+        keys = constrain(rotate(self.key(h).reshape(split), rotary), *heads, "kv_heads")
         values = constrain(self.value(h).reshape(split), *heads, "kv_heads")
         mixed = attend(queries, keys, values)
         x = constrain(x + self.out(mixed.reshape(*x.shape[:-1], -1)), "batch")

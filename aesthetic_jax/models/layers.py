@@ -78,9 +78,8 @@ class Linear(nnx.Module):
 
     def put_output_first(self) -> None:
         """Keeps the kernel as [Out, In]: as the left operand XLA's CPU product reads it as it lies, where x is a few rows."""
-        width_in, width_out = self.kernel.get_metadata()["logical_axes"][
-            -2:
-        ]  # in a stack the layers' axis is before them
+        # In a stack's slice the names still begin with the layers' axis.
+        width_in, width_out = self.kernel.get_metadata()["logical_axes"][-2:]
         self.kernel = nnx.Param(self.kernel[...].T, logical_axes=(width_out, width_in))
         self.output_first = True
 

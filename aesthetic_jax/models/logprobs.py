@@ -19,10 +19,9 @@ def token_logprobs(
     Logits exist for a chunk of tokens at a time and are computed again in the backward pass.
     """
     batch, group, length = targets.shape
-    tokens = _CHUNK_TOKENS * row_shards(batch)
-    if (
-        tokens == _CHUNK_TOKENS
-    ):  # over several devices every chunk costs a sum of the head's gradient: few of them there
+    shards = row_shards(batch)
+    tokens = _CHUNK_TOKENS * shards
+    if shards == 1:  # over several devices every chunk costs a sum of the head's gradient: few of them there
         tokens = min(tokens, _CHUNK_LOGITS // model.config.text.vocab_size)
     chunk = min(length, max(1, tokens // (batch * group)))
     chunks = -(-length // chunk)
