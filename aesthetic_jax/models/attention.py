@@ -4,9 +4,11 @@ Three back ends compute the same. `xla` is the reference: it holds the scores, H
 `splash` (TPU) and `cudnn` (GPU) go through them in blocks, forward and backward. What a query may see is described, not
 handed over as a mask [B, S, Z]: every back end makes of it what it needs.
 
-Softmax runs in float32. In `xla` the largest negative number stands in for minus infinity, so that a row that may look
-nowhere stays finite.
+Softmax runs in float32, and is divided by its sum behind the values: there are fewer of these than of weights. In `xla` the
+largest negative number stands in for minus infinity, so that a row that may look nowhere stays finite.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,14 +93,10 @@ def attention(
         return splash_attention(queries, keys, values, prefix=prefix, run=run)
     if backend == "cudnn":
         return _cudnn(queries, keys, values, causal=causal)
-    batch, length, heads, width = queries.shape
-    kv_heads = keys.shape[2]
-    grouped = queries.reshape(batch, length, kv_heads, heads // kv_heads, width)
-    scores = jnp.einsum("bskre,bzke->bkrsz", grouped, keys, preferred_element_type=jnp.float32) * width**-0.5
-    if causal:
-        scores = jnp.where(jnp.tril(jnp.ones((length, length), bool)), scores, _NEVER)
-    weights = jax.nn.softmax(scores).astype(values.dtype)
-    return jnp.einsum("bkrsz,bzke->bskre", weights, values).reshape(queries.shape)
+    length, heads, kv_heads = *queries.shape[1:3], keys.shape[2]
+    visible = _causal(length, heads // kv_heads, length) if causal else None
+    mixture = _mix(_by_kv_head(queries, kv_heads), *as_cached(keys, values), visible)
+    return _by_token(mixture.values / mixture.total, queries)
 
 
 def shared_prompt_attention(
@@ -132,18 +130,65 @@ def shared_prompt_attention(
         prompt_keys, keys = (jnp.moveaxis(x, -1, -3) for x in (prompt_keys, keys))
         prompt_values, values = (x.swapaxes(-3, -2) for x in (prompt_values, values))
         return shared(queries, prompt_keys, prompt_values, prompt_mask, keys, values)
-    batch, group, length, heads, width = queries.shape
-    kv_heads, prompt = prompt_values.shape[1:3]
-    grouped = queries.reshape(batch, group, length, kv_heads, heads // kv_heads, width) * width**-0.5
-    to_prompt = jnp.einsum("bgtkre,bkep->bkgtrp", grouped, prompt_keys, preferred_element_type=jnp.float32)
-    to_own = jnp.einsum("bgtkre,bgkes->bgktrs", grouped, keys, preferred_element_type=jnp.float32).swapaxes(1, 2)
-    to_prompt = jnp.where(prompt_mask[:, None, None, None, None], to_prompt, _NEVER)
-    to_own = jnp.where(jnp.arange(keys.shape[-1]) <= (filled + jnp.arange(length))[:, None, None], to_own, _NEVER)
-    weights = jax.nn.softmax(jnp.concatenate([to_prompt, to_own], axis=-1)).astype(values.dtype)
-    # einsum's last operand becomes the product's left one, so that the caches are not transposed.
-    mixed = jnp.einsum("bkpe,bkgtrp->bgtkre", prompt_values, weights[..., :prompt])
-    mixed += jnp.einsum("bgkse,bkgtrs->bgtkre", values, weights[..., prompt:])
-    return mixed.reshape(queries.shape)
+    batch, group, length, heads, _ = queries.shape
+    kv_heads = keys.shape[2]
+    visible = _causal(length, heads // kv_heads, keys.shape[-1], filled)
+    own = _mix(_by_kv_head(queries, kv_heads), keys, values, visible)
+    in_one_row = queries.reshape(batch, group * length, *queries.shape[3:])
+    prompt = _mix(_by_kv_head(in_one_row, kv_heads), prompt_keys, prompt_values, prompt_mask[:, None, None])
+    prompt = _Mixture(*(x.reshape(batch, kv_heads, group, -1, x.shape[-1]).swapaxes(1, 2) for x in prompt))
+    top = jnp.maximum(own.top, prompt.top)
+    own_share, prompt_share = jnp.exp(own.top - top), jnp.exp(prompt.top - top)
+    values = own.values * own_share + prompt.values * prompt_share
+    return _by_token(values / (own.total * own_share + prompt.total * prompt_share), queries)
+
+
+class _Mixture(NamedTuple):
+    """Values mixed by exp(score - top): over `total` they are softmax's mixture, and what other keys add can be added."""
+
+    values: Float[Array, "... Q E"]
+    total: Float[Array, "... Q 1"]  # of the weights
+    top: Float[Array, "... Q 1"]  # the row's greatest score
+
+
+def _mix(
+    queries: Float[Array, "... Q E"],
+    keys: Float[Array, "... E Z"],
+    values: Float[Array, "... Z E"],
+    visible: Bool[Array, "... Q Z"] | None,
+) -> _Mixture:
+    """What the rows of `_by_kv_head` read from keys and values of `as_cached`, float32; visible None: they see all."""
+    scores = jnp.matmul(queries, keys, preferred_element_type=jnp.float32)
+    if visible is not None:
+        scores = jnp.where(visible, scores, _NEVER)
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels out of values / total
+    weights = jnp.exp(scores - top)
+    mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return _Mixture(mixed, weights.sum(-1, keepdims=True), top)
+
+
+def _by_kv_head(queries: Float[Array, "... S H E"], kv_heads: int) -> Float[Array, "... K S*H/K E"]:
+    """Scaled queries, those that read the same keys as rows of one matrix: the H / K of a token beside each other.
+
+    So that scores have no more than four axes: on five or six XLA's CPU code takes many times as long for the same numbers.
+    """
+    *leading, length, heads, width = queries.shape
+    grouped = (queries * width**-0.5).reshape(*leading, length, kv_heads, heads // kv_heads, width)
+    return jnp.moveaxis(grouped, -3, -4).reshape(*leading, kv_heads, -1, width)
+
+
+def _by_token(rows: Float[Array, "... K S*H/K E"], queries: Float[Array, "... S H E"]) -> Float[Array, "... S H E"]:
+    """Rows of `_by_kv_head` in the order, shape and dtype of the queries again."""
+    *leading, length, heads, width = queries.shape
+    kv_heads = rows.shape[-3]
+    grouped = rows.reshape(*leading, kv_heads, length, heads // kv_heads, width)
+    return jnp.moveaxis(grouped, -4, -3).reshape(queries.shape).astype(queries.dtype)
+
+
+def _causal(length: int, repeats: int, keys: int, filled: int | Int[Array, ""] = 0) -> Bool[Array, "S*H/K Z"]:
+    """Which keys each row of `_by_kv_head` sees: those up to its token's own, behind `filled` earlier ones."""
+    token = jnp.arange(length * repeats)[:, None] // repeats
+    return jnp.arange(keys) <= filled + token
 
 
 def _shared_by_splash(queries, prompt_keys, prompt_values, prompt_mask, keys, values):

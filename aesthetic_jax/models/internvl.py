@@ -85,7 +85,7 @@ class InternVL(nnx.Module):
 
     def image_features(self, tiles: Array) -> Float[Array, "... Q D"]:
         """Language-model embeddings of image tiles, given as to `vision_features`."""
-        return self.projector(self.vision_features(tiles))
+        return self._project(self.vision_features(tiles))
 
     def prefill(
         self, images: Array | None, prompt_ids: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"]
@@ -99,7 +99,7 @@ class InternVL(nnx.Module):
             prompt_mask: True at tokens.
         """
         if images is not None:
-            images = self.image_features(images) if images.ndim == 5 else self.projector(images)
+            images = self.image_features(images) if images.ndim == 5 else self._project(images)
         x = _reorder(self._embed(prompt_ids, images), _tokens_first(prompt_mask))
         hidden, (keys, values) = self._forward(x)
         count = prompt_mask.sum(axis=1, keepdims=True)
@@ -147,9 +147,9 @@ class InternVL(nnx.Module):
         filled = 0 if suffix is None else suffix.filled
         steps = filled + jnp.arange(length)
         positions = prompt.mask.sum(1)[:, None, None] + jnp.broadcast_to(steps, completion_ids.shape)
-        rotary = rotation(positions, text.head_dim, text.rope_theta)
+        rotary = rotation(positions.reshape(-1), text.head_dim, text.rope_theta)
         backend = choose_backend(self.config) if suffix is None else "xla"
-        x = self.language.embed(completion_ids).astype(self.config.dtype)
+        x = self.language.embed(completion_ids).astype(self.config.dtype).reshape(-1, self.width)
 
         def step(layer, carry, slices):
             x, suffix = carry
@@ -157,6 +157,9 @@ class InternVL(nnx.Module):
 
             def attend(queries, keys, values):
                 nonlocal suffix
+                queries, keys, values = (
+                    y.reshape(*completion_ids.shape, *y.shape[1:]) for y in (queries, keys, values)
+                )
                 keys, values = as_cached(keys, values)
                 if suffix is not None:
                     suffix = suffix._replace(
@@ -165,7 +168,8 @@ class InternVL(nnx.Module):
                     )
                     keys, values = suffix.keys[index], suffix.values[index]
                 prompt_slices = prompt_keys, prompt_values, prompt.mask
-                return shared_prompt_attention(queries, *prompt_slices, keys, values, filled, backend=backend)
+                mixed = shared_prompt_attention(queries, *prompt_slices, keys, values, filled, backend=backend)
+                return mixed.reshape(-1, *mixed.shape[3:])
 
             x = layer(x, rotary, attend)
             return (x, suffix), None
@@ -179,7 +183,7 @@ class InternVL(nnx.Module):
                 (x, suffix), _ = step(layer, (x, suffix), (index, *cache))
         if suffix is not None:
             suffix = suffix._replace(filled=filled + length)
-        return self.language.norm(x), suffix
+        return self.language.norm(x).reshape(*completion_ids.shape, -1), suffix
 
     def init_suffix(self, batch: int, group: int, length: int) -> SuffixCache:
         """An empty suffix cache for B x G completions of up to `length` tokens."""
@@ -225,6 +229,9 @@ class InternVL(nnx.Module):
         """The language model's width D."""
         return self.config.text.width
 
+    def _project(self, features: Float[Array, "... C"]) -> Float[Array, "... D"]:
+        return self.projector(features.reshape(-1, features.shape[-1])).reshape(*features.shape[:-1], -1)
+
     def _embed(self, ids: Int[Array, "B S"], features: Array | None) -> Float[Array, "B S D"]:
         x = self.language.embed(ids).astype(self.config.dtype)
         if features is None or not features.size:
@@ -234,7 +241,8 @@ class InternVL(nnx.Module):
     def _forward(self, x: Float[Array, "B S D"]) -> tuple:
         """Causal pass over rows that begin with their tokens: normed hidden states and every layer's keys and values."""
         text = self.config.text
-        rotary = rotation(jnp.arange(x.shape[1]), text.head_dim, text.rope_theta)
+        batch, length = x.shape[:2]
+        rotary = rotation(jnp.tile(jnp.arange(length), batch), text.head_dim, text.rope_theta)
         backend = choose_backend(self.config)
 
         def step(layer, x, _):
@@ -242,11 +250,13 @@ class InternVL(nnx.Module):
 
             def attend(queries, keys, values):
                 nonlocal cache
+                queries, keys, values = (y.reshape(batch, length, *y.shape[1:]) for y in (queries, keys, values))
                 cache = as_cached(keys, values)
-                return attention(queries, keys, values, causal=True, backend=backend)
+                mixed = attention(queries, keys, values, causal=True, backend=backend)
+                return mixed.reshape(-1, *mixed.shape[2:])
 
             x = layer(x, rotary, attend)
             return x, cache
 
-        x, cache = scan_layers(self.language.layers, step, x, remat=self.config.remat)
-        return self.language.norm(x), cache
+        x, cache = scan_layers(self.language.layers, step, x.reshape(-1, self.width), remat=self.config.remat)
+        return self.language.norm(x).reshape(batch, length, -1), cache

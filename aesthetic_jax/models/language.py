@@ -54,24 +54,23 @@ class TextLayer(nnx.Module):
         self.down = Linear(text.mlp_width, width, ("mlp", "embed"), gain=damped, **projection)
         self.head_dim = text.head_dim
 
-    def __call__(self, x: Float[Array, "... D"], rotary: Rotation, attend: Callable):
+    def __call__(self, x: Float[Array, "rows D"], rotary: Rotation, attend: Callable) -> Float[Array, "rows D"]:
         """One layer.
 
         Args:
-            x: hidden states, any leading axes.
-            rotary: of `rotation`, with the same leading axes.
-            attend: (queries [..., H, E], keys [..., K, E], values [..., K, E]) -> mixed values [..., H, E].
+            x: hidden states of tokens, which the layer takes one by one.
+            rotary: of `rotation`, of the same tokens.
+            attend: (queries [rows, H, E], keys [rows, K, E], values [rows, K, E]) -> mixed values [rows, H, E].
         """
         h = self.norm1(x)
-        split = (*x.shape[:-1], -1, self.head_dim)
-        heads = ("batch", *(None for _ in x.shape[1:-1]))
-        queries = constrain(rotate(self.query(h).reshape(split), rotary), *heads, "heads")
-        keys = constrain(rotate(self.key(h).reshape(split), rotary), *heads, "kv_heads")
-        values = constrain(self.value(h).reshape(split), *heads, "kv_heads")
+        split = (len(x), -1, self.head_dim)
+        queries = constrain(rotate(self.query(h).reshape(split), rotary), "batch", "heads")
+        keys = constrain(rotate(self.key(h).reshape(split), rotary), "batch", "kv_heads")
+        values = constrain(self.value(h).reshape(split), "batch", "kv_heads")
         mixed = attend(queries, keys, values)
-        x = constrain(x + self.out(mixed.reshape(*x.shape[:-1], -1)), "batch")
+        x = constrain(x + self.out(mixed.reshape(len(x), -1)), "batch")
         h = self.norm2(x)
-        h = constrain(jax.nn.silu(self.gate(h)) * self.up(h), *heads, "mlp")
+        h = constrain(jax.nn.silu(self.gate(h)) * self.up(h), "batch", "mlp")
         return constrain(x + self.down(h), "batch")
 
 

@@ -63,13 +63,11 @@ class Linear(nnx.Module):
         self.output_first = False
         self.lora_scale = lora_alpha / lora_rank if lora_rank else 0.0
 
-    def __call__(self, x: Float[Array, "... In"]) -> Float[Array, "... Out"]:
-        """Applies the layer to the last axis."""
+    def __call__(self, x: Float[Array, "rows In"]) -> Float[Array, "rows Out"]:
+        """Applies the layer to rows. The kernel's gradient is then one product; with more axes XLA's CPU code turns x first."""
         if self.output_first:
-            columns = x.reshape(-1, x.shape[-1]).T
             # The barrier keeps the compiler from turning the product round again.
-            y = jax.lax.optimization_barrier(gathered(self.kernel, x.dtype) @ columns)
-            y = y.T.reshape(*x.shape[:-1], -1)
+            y = jax.lax.optimization_barrier(gathered(self.kernel, x.dtype) @ x.T).T
         else:
             y = x @ gathered(self.kernel, x.dtype)
         if self.lora_scale:

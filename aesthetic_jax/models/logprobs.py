@@ -5,10 +5,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from aesthetic_jax.models.internvl import InternVL, PromptCache
-from aesthetic_jax.models.sharding import constrain, row_shards
+from aesthetic_jax.models.sharding import by_rows
 
-_CHUNK_TOKENS = 1024  # whose logits live at once on a device; 0.6 GB in float32 at Qwen2's vocabulary
-_CHUNK_LOGITS = 2**26  # and no more numbers than this on a single device: 0.27 GB
+_CHUNK_TOKENS = 1024  # whose logits live at once on a device,
+_CHUNK_LOGITS = 2**26  # and no more numbers than this: 0.27 GB
 
 
 def token_logprobs(
@@ -16,32 +16,31 @@ def token_logprobs(
 ) -> tuple[Float[Array, "B G T"], Float[Array, "B G T"]]:
     """Log-probability of each target and entropy of its distribution, float32 nats, of logits / temperature.
 
-    Logits exist for a chunk of tokens at a time and are computed again in the backward pass.
+    Logits exist for a chunk of tokens at a time and are computed again in the backward pass. Under a mesh each device goes
+    through its own rows, and the head's gradient is summed over devices once, behind the last chunk.
     """
-    batch, group, length = targets.shape
-    shards = row_shards(batch)
-    tokens = _CHUNK_TOKENS * shards
-    if shards == 1:  # over several devices every chunk costs a sum of the head's gradient: few of them there
-        tokens = min(tokens, _CHUNK_LOGITS // model.config.text.vocab_size)
-    chunk = min(length, max(1, tokens // (batch * group)))
-    chunks = -(-length // chunk)
-    padding = chunks * chunk - length
-    hidden = jnp.pad(hidden, ((0, 0), (0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, 0), (0, padding)))
-
-    head = model.language.head_kernel
 
     @jax.checkpoint
-    def one_chunk(hidden, targets):
-        logits = jax.nn.log_softmax(model.logits(constrain(hidden, "batch"), head) / temperature)
-        chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        return chosen, -(jnp.exp(logits) * logits).sum(-1)
+    def one_chunk(hidden, targets, head):
+        logits = model.logits(hidden.reshape(-1, hidden.shape[-1]), head)
+        logprobs = jax.nn.log_softmax(logits / temperature)
+        chosen = jnp.take_along_axis(logprobs, targets.reshape(-1, 1), axis=-1)
+        entropies = -(jnp.exp(logprobs) * logprobs).sum(-1)
+        return chosen.reshape(targets.shape), entropies.reshape(targets.shape)
 
-    def split(x):
-        return jnp.moveaxis(x.reshape(batch, group, chunks, chunk, *x.shape[3:]), 2, 0)
+    def in_chunks(hidden, targets, head):
+        batch, group, length = targets.shape
+        chunk = min(length, max(1, min(_CHUNK_TOKENS, _CHUNK_LOGITS // head.shape[1]) // (batch * group)))
+        chunks = -(-length // chunk)
 
-    _, outputs = jax.lax.scan(lambda _, x: (None, one_chunk(*x)), None, (split(hidden), split(targets)))
-    return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, group, -1)[..., :length] for x in outputs)
+        def split(x):
+            x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - length)) + ((0, 0),) * (x.ndim - 3))
+            return jnp.moveaxis(x.reshape(batch, group, chunks, chunk, *x.shape[3:]), 2, 0)
+
+        _, outputs = jax.lax.scan(lambda _, x: (None, one_chunk(*x, head)), None, (split(hidden), split(targets)))
+        return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, group, -1)[..., :length] for x in outputs)
+
+    return by_rows(in_chunks)(hidden, targets, model.language.head_kernel)
 
 
 def completion_logprobs(

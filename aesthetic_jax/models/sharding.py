@@ -5,7 +5,8 @@ and `tensor` (heads, MLP and vocabulary). It reaches the model as JAX's context,
 """
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -78,11 +79,24 @@ def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict[tuple[str, ...], 
     }
 
 
-def row_shards(rows: int) -> int:
-    """Number of pieces that `constrain` cuts an axis of so many rows into under the mesh in context; 1 without one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    pieces = int(np.prod([mesh.shape[name] for name in BATCH_AXES if name in mesh.axis_names]))
-    return pieces if rows % pieces == 0 else 1
+def by_rows(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """Runs (rows, rows, whole) -> rows on each device's own rows under the mesh in context, axes behind the rows' left to XLA.
+
+    What XLA would sum over devices at every turn of a loop inside, a gradient of `whole` above all, is summed once behind it.
+    Rows that the devices don't divide are left to XLA altogether.
+    """
+
+    def run(first: Array, second: Array, whole: Array) -> tuple[Array, ...]:
+        mesh = jax.sharding.get_abstract_mesh()
+        axes = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
+        shards = math.prod(mesh.shape[name] for name in axes)
+        if shards == 1 or len(first) % shards:
+            return function(first, second, whole)
+        rows = PartitionSpec(axes)
+        split = jax.shard_map(function, in_specs=(rows, rows, PartitionSpec()), out_specs=rows, axis_names=set(axes))
+        return split(first, second, whole)
+
+    return run
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

@@ -37,16 +37,16 @@ class VisionLayer(nnx.Module):
         self.heads = config.heads
         self.qk_norm = config.qk_norm
 
-    def __call__(self, x: Float[Array, "M S D"], backend: str = "xla") -> Float[Array, "M S D"]:
+    def __call__(self, x: Float[Array, "M*S D"], tiles: int, backend: str = "xla") -> Float[Array, "M*S D"]:
         """One layer over M tiles of S = 1 + patches tokens, each attending to all of its tile."""
         h = self.norm1(x)
         queries, keys, values = self.query(h), self.key(h), self.value(h)
         if self.qk_norm:  # over the whole width, before it is cut into heads
             queries, keys = self.query_norm(queries), self.key_norm(keys)
-        split = (*x.shape[:2], self.heads, -1)
+        split = (tiles, -1, self.heads, x.shape[-1] // self.heads)
         mixed = attention(queries.reshape(split), keys.reshape(split), values.reshape(split), backend=backend)
         x = constrain(x + self.out(mixed.reshape(x.shape)) * self.scale1.astype(x.dtype), "batch")
-        h = constrain(jax.nn.gelu(self.up(self.norm2(x)), approximate=False), "batch", None, "mlp")
+        h = constrain(jax.nn.gelu(self.up(self.norm2(x)), approximate=False), "batch", "mlp")
         return constrain(x + self.down(h) * self.scale2.astype(x.dtype), "batch")
 
 
@@ -67,12 +67,13 @@ class VisionTower(nnx.Module):
     ) -> Float[Array, "M X/p*X/p D"]:
         """Features of M tiles of X pixels a side, patches row by row; `backend` of `attention.choose_backend`."""
         count, grid, patch = tiles.shape[0], self.config.grid, self.config.patch_size
-        x = tiles.reshape(count, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(count, grid**2, -1)
-        x = self.patch_embed(x)
+        x = tiles.reshape(count, grid, patch, grid, patch, 3).swapaxes(2, 3).reshape(count * grid**2, -1)
+        x = self.patch_embed(x).reshape(count, grid**2, -1)
         first = jnp.broadcast_to(self.class_token.astype(x.dtype), (count, 1, x.shape[-1]))
         x = constrain(jnp.concatenate([first, x], axis=1) + self.positions.astype(x.dtype), "batch")
-        x, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, backend), None), x, remat=remat)
-        return x[:, 1:]
+        rows = x.reshape(-1, x.shape[-1])
+        rows, _ = scan_layers(self.layers, lambda layer, x, _: (layer(x, count, backend), None), rows, remat=remat)
+        return rows.reshape(x.shape)[:, 1:]
 
 
 def pixel_shuffle(x: Float[Array, "M R R D"], factor: int) -> Float[Array, "M R/f*R/f f*f*D"]:
@@ -94,6 +95,6 @@ class Projector(nnx.Module):
         self.up = Linear(width_in, width, ("embed", "mlp"), bias=True, rngs=rngs)
         self.down = Linear(width, width, ("mlp", "embed"), bias=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... In"]) -> Float[Array, "... D"]:
-        """Projects the last axis."""
+    def __call__(self, x: Float[Array, "rows In"]) -> Float[Array, "rows D"]:
+        """Projects each vector of `pixel_shuffle`."""
         return self.down(jax.nn.gelu(self.up(self.norm(x)), approximate=False))
