@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.models.config import ATTENTION, InternVLConfig
-from aesthetic_jax.models.splash import LANES, splash_attention
+from aesthetic_jax.models.splash import LANES, SAVED, splash_attention
 
 _NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
 _CUDNN_WIDTH = 128  # channels of a head at most; Hopper and later take 256
@@ -164,7 +165,7 @@ def _mix(
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))  # cancels out of values / total
     weights = jnp.exp(scores - top)
     mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return _Mixture(mixed, weights.sum(-1, keepdims=True), top)
+    return _Mixture(checkpoint_name(mixed, SAVED), weights.sum(-1, keepdims=True), top)
 
 
 def _by_kv_head(queries: Float[Array, "... S H E"], kv_heads: int) -> Float[Array, "... K S*H/K E"]:

@@ -20,7 +20,6 @@ def token_logprobs(
     through its own rows, and the head's gradient is summed over devices once, behind the last chunk.
     """
 
-    @jax.checkpoint
     def one_chunk(hidden, targets, head):
         logits = model.logits(hidden.reshape(-1, hidden.shape[-1]), head)
         logprobs = jax.nn.log_softmax(logits / temperature)
@@ -37,7 +36,9 @@ def token_logprobs(
             x = jnp.pad(x, ((0, 0), (0, 0), (0, chunks * chunk - length)) + ((0, 0),) * (x.ndim - 3))
             return jnp.moveaxis(x.reshape(batch, group, chunks, chunk, *x.shape[3:]), 2, 0)
 
-        _, outputs = jax.lax.scan(lambda _, x: (None, one_chunk(*x, head)), None, (split(hidden), split(targets)))
+        # The last forward product and the first backward one: a single chunk's logits take no more memory if they are kept.
+        of_chunk = one_chunk if chunks == 1 else jax.checkpoint(one_chunk)
+        _, outputs = jax.lax.scan(lambda _, x: (None, of_chunk(*x, head)), None, (split(hidden), split(targets)))
         return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, group, -1)[..., :length] for x in outputs)
 
     return by_rows(in_chunks)(hidden, targets, model.language.head_kernel)
