@@ -8,6 +8,7 @@ Softmax runs in float32, and is divided by its sum behind the values: there are 
 largest negative number stands in for minus infinity, so that a row that may look nowhere stays finite.
 """
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from aesthetic_jax.models.config import ATTENTION, InternVLConfig
 from aesthetic_jax.models.splash import LANES, SAVED, splash_attention
 
 _NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
+_BLOCK = 128  # tokens of causal attention in `xla` that go together; with fewer, less is computed that no one sees
 _CUDNN_WIDTH = 128  # channels of a head at most; Hopper and later take 256
 
 
@@ -94,9 +96,8 @@ def attention(
         return splash_attention(queries, keys, values, prefix=prefix, run=run)
     if backend == "cudnn":
         return _cudnn(queries, keys, values, causal=causal)
-    length, heads, kv_heads = *queries.shape[1:3], keys.shape[2]
-    visible = _causal(length, heads // kv_heads, length) if causal else None
-    mixture = _mix(_by_kv_head(queries, kv_heads), *as_cached(keys, values), visible)
+    rows, cached = _by_kv_head(queries, keys.shape[2]), as_cached(keys, values)
+    mixture = _mix_causally(rows, *cached) if causal else _mix(rows, *cached)
     return _by_token(mixture.values / mixture.total, queries)
 
 
@@ -131,10 +132,13 @@ def shared_prompt_attention(
         prompt_keys, keys = (jnp.moveaxis(x, -1, -3) for x in (prompt_keys, keys))
         prompt_values, values = (x.swapaxes(-3, -2) for x in (prompt_values, values))
         return shared(queries, prompt_keys, prompt_values, prompt_mask, keys, values)
-    batch, group, length, heads, _ = queries.shape
+    batch, group, length = queries.shape[:3]
     kv_heads = keys.shape[2]
-    visible = _causal(length, heads // kv_heads, keys.shape[-1], filled)
-    own = _mix(_by_kv_head(queries, kv_heads), keys, values, visible)
+    rows = _by_kv_head(queries, kv_heads)
+    if isinstance(filled, int) and length == keys.shape[-1]:
+        own = _mix_causally(rows, keys, values)
+    else:
+        own = _mix(rows, keys, values, _causal(rows.shape[-2], length, keys.shape[-1], filled))
     in_one_row = queries.reshape(batch, group * length, *queries.shape[3:])
     prompt = _mix(_by_kv_head(in_one_row, kv_heads), prompt_keys, prompt_values, prompt_mask[:, None, None])
     prompt = _Mixture(*(x.reshape(batch, kv_heads, group, -1, x.shape[-1]).swapaxes(1, 2) for x in prompt))
@@ -156,7 +160,7 @@ def _mix(
     queries: Float[Array, "... Q E"],
     keys: Float[Array, "... E Z"],
     values: Float[Array, "... Z E"],
-    visible: Bool[Array, "... Q Z"] | None,
+    visible: Bool[Array, "... Q Z"] | None = None,
 ) -> _Mixture:
     """What the rows of `_by_kv_head` read from keys and values of `as_cached`, float32; visible None: they see all."""
     scores = jnp.matmul(queries, keys, preferred_element_type=jnp.float32)
@@ -186,10 +190,25 @@ def _by_token(rows: Float[Array, "... K S*H/K E"], queries: Float[Array, "... S 
     return jnp.moveaxis(grouped, -4, -3).reshape(queries.shape).astype(queries.dtype)
 
 
-def _causal(length: int, repeats: int, keys: int, filled: int | Int[Array, ""] = 0) -> Bool[Array, "S*H/K Z"]:
-    """Which keys each row of `_by_kv_head` sees: those up to its token's own, behind `filled` earlier ones."""
-    token = jnp.arange(length * repeats)[:, None] // repeats
-    return jnp.arange(keys) <= filled + token
+def _causal(rows: int, tokens: int, keys: int, before: int | Int[Array, ""]) -> Bool[Array, "rows keys"]:
+    """Which keys the rows of `_by_kv_head` see: those of `before` earlier tokens, and those up to their own token's."""
+    return jnp.arange(keys) <= before + jnp.arange(rows)[:, None] // (rows // tokens)
+
+
+def _mix_causally(
+    queries: Float[Array, "... Q E"], keys: Float[Array, "... E Z"], values: Float[Array, "... Z E"]
+) -> _Mixture:
+    """`_mix` of Z tokens' rows, each with keys up to its own token's: blocks of tokens, each against what any of it sees."""
+    length = keys.shape[-1]
+    repeats = queries.shape[-2] // length
+    blocks = -(-length // _BLOCK)
+    ends = [length * block // blocks for block in range(blocks + 1)]
+    mixtures = []
+    for start, end in itertools.pairwise(ends):
+        rows = queries[..., start * repeats : end * repeats, :]
+        visible = _causal(rows.shape[-2], end - start, end, start)
+        mixtures.append(_mix(rows, keys[..., :end], values[..., :end, :], visible))
+    return _Mixture(*(jnp.concatenate(parts, axis=-2) for parts in zip(*mixtures, strict=True)))
 
 
 def _shared_by_splash(queries, prompt_keys, prompt_values, prompt_mask, keys, values):
