@@ -97,7 +97,7 @@ def attention(
     if backend == "cudnn":
         return _cudnn(queries, keys, values, causal=causal)
     rows, cached = _by_kv_head(queries, keys.shape[2]), as_cached(keys, values)
-    mixture = _mix_causally(rows, *cached) if causal else _mix(rows, *cached)
+    mixture = _mix_causally(rows, *cached, queries.shape[1]) if causal else _mix(rows, *cached)
     return _by_token(mixture.values / mixture.total, queries)
 
 
@@ -135,8 +135,8 @@ def shared_prompt_attention(
     batch, group, length = queries.shape[:3]
     kv_heads = keys.shape[2]
     rows = _by_kv_head(queries, kv_heads)
-    if isinstance(filled, int) and length == keys.shape[-1]:
-        own = _mix_causally(rows, keys, values)
+    if isinstance(filled, int):
+        own = _mix_causally(rows, keys, values, length, filled)
     else:
         own = _mix(rows, keys, values, _causal(rows.shape[-2], length, keys.shape[-1], filled))
     in_one_row = queries.reshape(batch, group * length, *queries.shape[3:])
@@ -196,18 +196,22 @@ def _causal(rows: int, tokens: int, keys: int, before: int | Int[Array, ""]) -> 
 
 
 def _mix_causally(
-    queries: Float[Array, "... Q E"], keys: Float[Array, "... E Z"], values: Float[Array, "... Z E"]
+    queries: Float[Array, "... Q E"],
+    keys: Float[Array, "... E Z"],
+    values: Float[Array, "... Z E"],
+    tokens: int,
+    before: int = 0,
 ) -> _Mixture:
-    """`_mix` of Z tokens' rows, each with keys up to its own token's: blocks of tokens, each against what any of it sees."""
-    length = keys.shape[-1]
-    repeats = queries.shape[-2] // length
-    blocks = -(-length // _BLOCK)
-    ends = [length * block // blocks for block in range(blocks + 1)]
+    """`_mix` of the rows of so many tokens, behind `before` earlier ones: in blocks, each with the keys that any of it sees."""
+    repeats = queries.shape[-2] // tokens
+    blocks = -(-tokens // _BLOCK)
+    ends = [tokens * block // blocks for block in range(blocks + 1)]
     mixtures = []
     for start, end in itertools.pairwise(ends):
         rows = queries[..., start * repeats : end * repeats, :]
-        visible = _causal(rows.shape[-2], end - start, end, start)
-        mixtures.append(_mix(rows, keys[..., :end], values[..., :end, :], visible))
+        seen = keys[..., : before + end], values[..., : before + end, :]
+        visible = _causal(rows.shape[-2], end - start, seen[0].shape[-1], before + start)
+        mixtures.append(_mix(rows, *seen, visible))
     return _Mixture(*(jnp.concatenate(parts, axis=-2) for parts in zip(*mixtures, strict=True)))
 
 
