@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from aesthetic_jax.models.internvl import InternVL, PromptCache
 from aesthetic_jax.models.sharding import by_rows
 
-_CHUNK_TOKENS = 1024  # whose logits live at once on a device,
+_CHUNK_TOKENS = 1024  # whose logits live at once on a device
 _CHUNK_LOGITS = 2**26  # and no more numbers than this: 0.27 GB
 
 
@@ -41,7 +41,7 @@ def token_logprobs(
         _, outputs = jax.lax.scan(lambda _, x: (None, of_chunk(*x, head)), None, (split(hidden), split(targets)))
         return tuple(jnp.moveaxis(x, 0, 2).reshape(batch, group, -1)[..., :length] for x in outputs)
 
-    return by_rows(in_chunks)(hidden, targets, model.language.head_kernel)
+    return by_rows(in_chunks, hidden, targets, model.language.head_kernel)
 
 
 def completion_logprobs(

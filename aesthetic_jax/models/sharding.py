@@ -79,24 +79,27 @@ def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict[tuple[str, ...], 
     }
 
 
-def by_rows(function: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """Runs (rows, rows, whole) -> rows on each device's own rows under the mesh in context, axes behind the rows' left to XLA.
+def by_rows(
+    function: Callable[[Array, Array, Array], tuple[Array, ...]], first: Array, second: Array, whole: Array
+) -> tuple[Array, ...]:
+    """function(first, second, whole), whose first axes but `whole`'s are rows, run by each device on its own rows.
 
-    What XLA would sum over devices at every turn of a loop inside, a gradient of `whole` above all, is summed once behind it.
-    Rows that the devices don't divide are left to XLA altogether.
+    What XLA would sum over devices at every turn of a loop in it, a gradient of `whole` above all, is summed once behind it.
+    Without a mesh in context, and where its devices don't divide the rows, the function is called as it is.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
+    shards = math.prod(mesh.shape[name] for name in axes)
+    if shards == 1 or len(first) % shards:
+        return function(first, second, whole)
 
-    def run(first: Array, second: Array, whole: Array) -> tuple[Array, ...]:
-        mesh = jax.sharding.get_abstract_mesh()
-        axes = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
-        shards = math.prod(mesh.shape[name] for name in axes)
-        if shards == 1 or len(first) % shards:
-            return function(first, second, whole)
-        rows = PartitionSpec(axes)
-        split = jax.shard_map(function, in_specs=(rows, rows, PartitionSpec()), out_specs=rows, axis_names=set(axes))
-        return split(first, second, whole)
+    def on_one(first, second, whole):
+        # Each device's own from here on: what is the same on all has its gradient summed wherever it is used.
+        return function(first, second, jax.lax.pcast(whole, axes, to="varying"))
 
-    return run
+    rows = PartitionSpec(axes)
+    split = jax.shard_map(on_one, in_specs=(rows, rows, PartitionSpec()), out_specs=rows, axis_names=set(axes))
+    return split(first, second, whole)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

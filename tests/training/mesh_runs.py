@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx, traverse_util
 
 from aesthetic_jax.data.pipeline import Batch
+from aesthetic_jax.models import logprobs
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.training import grpo
@@ -89,7 +90,7 @@ def measure(shape, remat):
         for path, x in traverse_util.flatten_dict(gradients).items():
             result["gradient/" + ".".join(path)] = np.asarray(x)
 
-        sample, _, logprobs = grpo.make_inference(config, graph, mesh, end_token=1, pad_token=0)
+        sample, _, of_tokens = grpo.make_inference(config, graph, mesh, end_token=1, pad_token=0)
         rollout = sample(parameters, everything._replace(completion_ids=None, completion_mask=None), jax.random.key(5))
         result["rollout/ids"] = take_local(rollout.ids)
         result["rollout/logprobs"] = take_local(rollout.logprobs)
@@ -104,7 +105,7 @@ def measure(shape, remat):
             completion_mask=rollout.mask,
             advantages=put_rows(mesh, advantages),
             old_logprobs=rollout.logprobs,
-            ref_logprobs=logprobs(reference, everything, rollout.ids),
+            ref_logprobs=of_tokens(reference, everything, rollout.ids),
         )
         update = grpo.make_update_of(run)
         longest = mask.any(1).sum(1)
@@ -127,6 +128,14 @@ def measure(shape, remat):
             text = update_text(make_sft_update(graph, optimizer, shardings), run.parameters, shown, one)
             found = collectives(text, mesh.size)
             stacks = gathered_stacks(run.parameters)
+            vocabulary = architecture.text.vocab_size // mesh.shape["tensor"]
+            result["sums/head"] = [
+                each.count
+                for each in found
+                if each.kind in ("all-reduce", "reduce-scatter")
+                and each.in_loop
+                and any(vocabulary in shape for shape in each.shapes)
+            ]
             result["gathers/stacks"] = len(stack_gathers(found, stacks))
             layer = {tuple(sorted(shape[1:])) for shape in stacks}
             result["gathers/layers"] = sum(
@@ -145,6 +154,7 @@ def update_text(update, parameters, rows, one):
 
 def main(out, splits):
     assert jax.device_count() == 8
+    logprobs._CHUNK_TOKENS = 4  # several chunks on every mesh
     arrays = {}
     for split in splits:
         print(split, flush=True)

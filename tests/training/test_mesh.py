@@ -72,6 +72,11 @@ def test_layers_are_gathered_one_at_a_time(runs, split):
     assert runs[f"{split}/gathers/layers"] >= 2 * 5  # five layers, forward and backward; matrices apart or together
 
 
+@pytest.mark.parametrize("split", [split for split in SPLITS if split.split("/")[0].endswith("x1")])
+def test_the_heads_gradient_is_not_summed_for_every_chunk(runs, split):
+    assert not runs[f"{split}/sums/head"].size
+
+
 def test_rows_go_to_devices_and_back():
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
     rows = {"x": np.arange(6).reshape(3, 2), "y": np.arange(3)}
