@@ -139,8 +139,9 @@ def shared_prompt_attention(
         own = _mix_causally(rows, keys, values, length, filled)
     else:
         own = _mix(rows, keys, values, _causal(rows.shape[-2], length, keys.shape[-1], filled))
-    in_one_row = queries.reshape(batch, group * length, *queries.shape[3:])
-    prompt = _mix(_by_kv_head(in_one_row, kv_heads), prompt_keys, prompt_values, prompt_mask[:, None, None])
+    # The group reads the prompt together, as one matrix of rows.
+    group_rows = rows.swapaxes(1, 2).reshape(batch, kv_heads, -1, rows.shape[-1])
+    prompt = _mix(group_rows, prompt_keys, prompt_values, prompt_mask[:, None, None])
     prompt = _Mixture(*(x.reshape(batch, kv_heads, group, -1, x.shape[-1]).swapaxes(1, 2) for x in prompt))
     top = jnp.maximum(own.top, prompt.top)
     own_share, prompt_share = jnp.exp(own.top - top), jnp.exp(prompt.top - top)

@@ -168,8 +168,7 @@ class InternVL(nnx.Module):
                     )
                     keys, values = suffix.keys[index], suffix.values[index]
                 prompt_slices = prompt_keys, prompt_values, prompt.mask
-                mixed = shared_prompt_attention(queries, *prompt_slices, keys, values, filled, backend=backend)
-                return mixed.reshape(-1, *mixed.shape[3:])
+                return shared_prompt_attention(queries, *prompt_slices, keys, values, filled, backend=backend)
 
             x = layer(x, rotary, attend)
             return (x, suffix), None
@@ -252,8 +251,7 @@ class InternVL(nnx.Module):
                 nonlocal cache
                 queries, keys, values = (y.reshape(batch, length, *y.shape[1:]) for y in (queries, keys, values))
                 cache = as_cached(keys, values)
-                mixed = attention(queries, keys, values, causal=True, backend=backend)
-                return mixed.reshape(-1, *mixed.shape[2:])
+                return attention(queries, keys, values, causal=True, backend=backend)
 
             x = layer(x, rotary, attend)
             return x, cache

@@ -60,7 +60,7 @@ class TextLayer(nnx.Module):
         Args:
             x: hidden states of tokens, which the layer takes one by one.
             rotary: of `rotation`, of the same tokens.
-            attend: (queries [rows, H, E], keys [rows, K, E], values [rows, K, E]) -> mixed values [rows, H, E].
+            attend: (queries [rows, H, E], keys [rows, K, E], values [rows, K, E]) -> mixed values [..., H, E] in the rows' order.
         """
         h = self.norm1(x)
         split = (len(x), -1, self.head_dim)
