@@ -21,7 +21,7 @@ from aesthetic_jax.models.config import ATTENTION, InternVLConfig
 from aesthetic_jax.models.splash import LANES, SAVED, splash_attention
 
 _NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
-_BLOCK = 128  # tokens of causal attention in `xla` that go together; with fewer, less is computed that no one sees
+_BLOCK = 128  # tokens of `xla` that go together: their scores stay in a CPU's cache, and causal ones see no later block's keys
 _CUDNN_WIDTH = 128  # channels of a head at most; Hopper and later take 256
 
 
@@ -97,7 +97,7 @@ def attention(
     if backend == "cudnn":
         return _cudnn(queries, keys, values, causal=causal)
     rows, cached = _by_kv_head(queries, keys.shape[2]), as_cached(keys, values)
-    mixture = _mix_causally(rows, *cached, queries.shape[1]) if causal else _mix(rows, *cached)
+    mixture = _mix_in_blocks(rows, *cached, queries.shape[1], 0 if causal else None)
     return _by_token(mixture.values / mixture.total, queries)
 
 
@@ -136,7 +136,7 @@ def shared_prompt_attention(
     kv_heads = keys.shape[2]
     rows = _by_kv_head(queries, kv_heads)
     if isinstance(filled, int):
-        own = _mix_causally(rows, keys, values, length, filled)
+        own = _mix_in_blocks(rows, keys, values, length, filled)
     else:
         own = _mix(rows, keys, values, _causal(rows.shape[-2], length, keys.shape[-1], filled))
     # The group reads the prompt together, as one matrix of rows.
@@ -196,23 +196,25 @@ def _causal(rows: int, tokens: int, keys: int, before: int | Int[Array, ""]) -> 
     return jnp.arange(keys) <= before + jnp.arange(rows)[:, None] // (rows // tokens)
 
 
-def _mix_causally(
+def _mix_in_blocks(
     queries: Float[Array, "... Q E"],
     keys: Float[Array, "... E Z"],
     values: Float[Array, "... Z E"],
     tokens: int,
-    before: int = 0,
+    before: int | None = None,
 ) -> _Mixture:
-    """`_mix` of the rows of so many tokens, behind `before` earlier ones: in blocks, each with the keys that any of it sees."""
+    """`_mix` of the rows of so many tokens, a block of tokens at a time; `before`: causal, behind so many earlier tokens."""
     repeats = queries.shape[-2] // tokens
-    blocks = -(-tokens // _BLOCK)
+    blocks = max(1, round(tokens / _BLOCK))
     ends = [tokens * block // blocks for block in range(blocks + 1)]
     mixtures = []
     for start, end in itertools.pairwise(ends):
         rows = queries[..., start * repeats : end * repeats, :]
-        seen = keys[..., : before + end], values[..., : before + end, :]
-        visible = _causal(rows.shape[-2], end - start, seen[0].shape[-1], before + start)
-        mixtures.append(_mix(rows, *seen, visible))
+        seen, visible = keys.shape[-1], None
+        if before is not None:
+            seen = before + end
+            visible = _causal(rows.shape[-2], end - start, seen, before + start)
+        mixtures.append(_mix(rows, keys[..., :seen], values[..., :seen, :], visible))
     return _Mixture(*(jnp.concatenate(parts, axis=-2) for parts in zip(*mixtures, strict=True)))
 
 
