@@ -328,6 +328,20 @@ def test_synthesize_is_the_same_for_any_number_of_workers(command, tmp_path):
             ["3b", "internvl3_2b"],
         ),
         (["train", config("sft"), "--workdir=x", "--config.data.data_dir=y", "--config.batch_size=0"], ["batch_size"]),
+        (
+            [
+                "train",
+                config("sft"),
+                "--workdir=x",
+                "--config.data.data_dir=y",
+                "--config.data.completion_buckets=(1,8)",
+            ],
+            ["data.completion_buckets", "at least 2"],
+        ),
+        (
+            ["train", config("grpo"), "--workdir=x", "--config.data.data_dir=y", "--config.max_completion_length=1"],
+            ["max_completion_length", "at least 2"],
+        ),
         (["evaluate", config("sft"), "--out=x"], ["--checkpoint"]),
         (["mine", config("grpo"), "--out=x"], ["--checkpoint"]),
         (["screen", "--checkpoint=x", "--original=y", "--candidates=a"], ["--candidates"]),

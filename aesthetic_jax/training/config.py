@@ -165,8 +165,10 @@ def check_config(config: ConfigDict) -> None:
     need("data.max_tiles", config.data.max_tiles >= 1, f"is {config.data.max_tiles}; give at least 1")
     for field in ("prompt_buckets", "completion_buckets"):
         buckets = config.data[field]
-        ascending = len(buckets) > 0 and list(buckets) == sorted(set(buckets))
-        need(f"data.{field}", ascending, "give ascending lengths, such as (512, 1024)")
+        ascending = len(buckets) > 0 and list(buckets) == sorted(set(buckets)) and buckets[0] >= 2
+        need(f"data.{field}", ascending, "give ascending lengths of at least 2, such as (512, 1024)")
+    longest = config.max_completion_length
+    need("max_completion_length", longest >= 2, f"is {longest}; give at least 2")
     if config.method == "grpo":
         need(
             "grpo.num_generations", config.grpo.num_generations >= 2, "give at least 2: a group is compared with itself"
