@@ -103,7 +103,9 @@ def _group_sees_itself() -> list[Patch]:
     right = internvl.shared_prompt_attention
 
     def uncausal(queries, keys, values, prompt_mask, own_keys, own_values, _, **rest):
-        return right(queries, keys, values, prompt_mask, own_keys, own_values, own_keys.shape[-1], **rest)
+        # As in decoding: as many tokens stand before the queries as the cache holds.
+        filled = jnp.int32(own_keys.shape[-1])
+        return right(queries, keys, values, prompt_mask, own_keys, own_values, filled, **rest)
 
     return [(internvl, "shared_prompt_attention", uncausal)]
 
