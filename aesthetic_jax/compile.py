@@ -34,7 +34,9 @@ def main(arguments: flags.FlagValues) -> None:
     """Runs the command."""
     config, topology = require(arguments, "config"), require(arguments, "topology")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("compile: libtpu, the TPU compiler, is not installed; pip install libtpu (no TPU is needed)")
+        raise UserError(
+            "compile: libtpu, the TPU compiler, is not installed; pip install 'jax[tpu]' (no TPU is needed)"
+        )
     # Read when JAX and libtpu are loaded: no accelerator is looked for, nor a TPU's metadata server, nor other users of libtpu.
     os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     import jax

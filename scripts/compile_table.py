@@ -1,6 +1,6 @@
 """What training needs of TPUs, by the TPU compiler, as a Markdown table: models, topologies, steps.
 
-    pip install libtpu && python scripts/compile_table.py [--only=2b@v5e:4x4] [--largest_batch]
+    pip install -e '.[tpu]' && python scripts/compile_table.py [--only=2b@v5e:4x4] [--largest_batch]
 
 A part of a batch has one row on every chip; all else is as in configs/sft_internvl3_2b.py and configs/hcm_grpo_internvl3_2b.py.
 """

@@ -52,4 +52,4 @@ def test_what_can_not_be_compiled_gets_one_line(command, words, expected, refuse
 def test_missing_flags_and_a_missing_compiler_get_one_line(command, refuses):
     refuses(command("compile", config("sft")), "--topology")
     if importlib.util.find_spec("libtpu") is None:
-        refuses(command("compile", config("sft"), "--topology=v5e:2x2"), "libtpu", "pip install libtpu")
+        refuses(command("compile", config("sft"), "--topology=v5e:2x2"), "libtpu", "pip install 'jax[tpu]'")
