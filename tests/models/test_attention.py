@@ -81,7 +81,7 @@ def test_one_sequence(backend, causal, length, span):
     assert_same(functools.partial(attention, causal=causal), backend, *arrays)
 
 
-@pytest.mark.parametrize(("group", "length"), [(1, 9), (3, 9), (2, 121), (2, 150)])
+@pytest.mark.parametrize(("group", "length"), [(1, 9), (3, 9), (2, 121), (2, 150), (2, 200)])
 def test_shared_prompt(backend, group, length):
     """Prompts of 1, all and some of 131 tokens; 121 tokens a completion are near enough to a whole block to be filled up."""
     mask = jnp.arange(131) < jnp.array([1, 131, 60])[:, None]
