@@ -1,4 +1,4 @@
-"""Sizes of InternVL models: the dataclasses that describe one, and the published presets."""
+"""Model configuration: dataclasses for InternVL's parts, and presets of the published sizes."""
 
 import dataclasses
 
@@ -58,13 +58,15 @@ class InternVLConfig:
     """One model: vision tower, pixel shuffle, two-layer projector, language model.
 
     Attributes:
-        image_token: id of `<IMG_CONTEXT>`, the token whose embedding an image feature replaces.
-        dtype: what activations are computed in; logits, softmax, norms and rotary angles stay float32.
-        remat: what the backward pass recomputes per layer: "none", "dots" (keeps matrix products), "full".
-        attention: the back end of all attention but decoding's, which is "xla": "auto", "xla", "cudnn", "splash"; see
-            `attention.choose_backend`.
-        lora_rank: rank of the language model's LoRA; 0 for none.
-        lora_alpha: LoRA's numerator; the update is scaled by lora_alpha / lora_rank.
+        image_token: id of `<IMG_CONTEXT>`, the token whose embedding is replaced with an image
+            feature.
+        dtype: compute dtype of activations; logits, softmax, norms and RoPE stay float32.
+        remat: what the backward pass recomputes in each layer: "none", "dots" (everything but
+            matrix products), "full".
+        attention: attention back end: "auto", "xla", "cudnn" or "splash" (see
+            `attention.choose_backend`); decoding always uses "xla".
+        lora_rank: rank of the language model's LoRA; 0: no LoRA.
+        lora_alpha: the LoRA update is scaled by lora_alpha / lora_rank.
     """
 
     vision: VisionConfig
@@ -84,19 +86,39 @@ class InternVLConfig:
 
 
 _VIT_300M = VisionConfig(width=1024, layers=24, heads=16, mlp_width=4096)
-_VIT_6B = VisionConfig(width=3200, layers=45, heads=25, mlp_width=12800, norm="rms_norm", qkv_bias=False, qk_norm=True)
+_VIT_6B = VisionConfig(
+    width=3200, layers=45, heads=25, mlp_width=12800, norm="rms_norm", qkv_bias=False, qk_norm=True
+)
 
 
-def _published(vision: VisionConfig, width: int, layers: int, heads: int, kv_heads: int, mlp_width: int):
+def _published(
+    vision: VisionConfig, width: int, layers: int, heads: int, kv_heads: int, mlp_width: int
+) -> InternVLConfig:
     text = TextConfig(width, layers, heads, kv_heads, mlp_width, vocab_size=151674)
     return InternVLConfig(vision, text, image_token=151667)
 
 
 PRESETS = {
-    # Small enough to learn from scratch on two cores; its vocabulary is as large as the tokenizer it is trained with.
+    # Learns from scratch on two cores. Training sets its vocabulary to the tokenizer's.
     "tiny": InternVLConfig(
-        VisionConfig(width=128, layers=3, heads=8, mlp_width=384, image_size=56, patch_size=14, layer_scale=1.0),
-        TextConfig(width=128, layers=3, heads=8, kv_heads=4, mlp_width=384, vocab_size=1024, rope_theta=100.0),
+        VisionConfig(
+            width=128,
+            layers=3,
+            heads=8,
+            mlp_width=384,
+            image_size=56,
+            patch_size=14,
+            layer_scale=1.0,
+        ),
+        TextConfig(
+            width=128,
+            layers=3,
+            heads=8,
+            kv_heads=4,
+            mlp_width=384,
+            vocab_size=1024,
+            rope_theta=100.0,
+        ),
         image_token=3,
         remat="none",
     ),

@@ -1,7 +1,8 @@
-"""Which mesh axis each axis of an array is split over: rules by logical names, and the checks that they fit a mesh.
+"""Sharding rules: which mesh axis splits each axis of parameters and activations.
 
-A mesh has axes of `data` (rows of the batch; across slices), `fsdp` (rows too, and what parameters are stored in pieces over)
-and `tensor` (heads, MLP and vocabulary). It reaches the model as JAX's context, `jax.set_mesh`; without one nothing is split.
+A mesh has the axes `data` (rows of the batch; across slices), `fsdp` (rows too, and the storage of
+parameters) and `tensor` (heads, MLP and vocabulary). The model reads the mesh from JAX's context
+(`jax.set_mesh`); without one nothing is split.
 """
 
 import functools
@@ -11,24 +12,25 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from aesthetic_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")  # mesh axes that rows are split over
-_STORAGE_AXIS = "fsdp"  # splits parameters only where they are kept: they are whole along it where they are used
+_ROW_AXES = {"batch": BATCH_AXES, "slice": ("data",)}  # of activations; see `constrain`
+_FSDP = "fsdp"  # splits parameters only in storage: they are all-gathered where they are used
 
-# Logical axis of a parameter -> mesh axis; None: every device holds all of it. A mesh may lack axes, which then split nothing.
+# Logical axis -> mesh axis; None: replicated. A mesh axis that the mesh lacks splits nothing.
 RULES: Mapping[str, str | None] = {
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    "layers": None,  # the scan walks along it
-    "whole": None,  # an axis that `hold_whole` gathered
+    "layers": None,  # the scan runs along it
+    "replicated": None,  # an axis that `replicate_layers` all-gathered
     "lora": None,
     "norm": None,
     "patch": None,
@@ -37,19 +39,24 @@ RULES: Mapping[str, str | None] = {
 
 
 def partition_spec(
-    name: str, axes: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, rules: Mapping[str, str | None] = RULES
+    name: str,
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh | AbstractMesh,
+    rules: Mapping[str, str | None] = RULES,
 ) -> PartitionSpec:
-    """How one parameter is split.
+    """The partition spec of one parameter.
 
     Args:
-        name: what errors call it.
-        axes: its logical axes, one for each of `shape`.
-        shape: of the whole parameter.
-        mesh: its axes may be any of those that the rules name.
+        name: the parameter's name for error messages.
+        axes: its logical axes, one per axis of `shape`.
+        shape: shape of the whole parameter.
+        mesh: may lack mesh axes that the rules name.
         rules: logical axis -> mesh axis.
 
     Raises:
-        UserError: no rule for an axis, two axes on one mesh axis, or an axis that the mesh axis doesn't divide.
+        UserError: an axis has no rule, two axes share a mesh axis, or a mesh axis doesn't divide an
+            axis.
     """
     spec = []
     for axis, size in zip(axes, shape, strict=True):
@@ -57,115 +64,139 @@ def partition_spec(
             raise UserError(f"{name}: no rule for its axis '{axis}'; add one to the sharding rules")
         target = rules[axis] if rules[axis] in mesh.axis_names else None
         if target in spec and target is not None:
-            raise UserError(f"{name}: its axes {axes} fall on mesh axis '{target}' twice; change a sharding rule")
+            raise UserError(
+                f"{name}: its axes {axes} use mesh axis '{target}' twice; change a sharding rule"
+            )
         if target is not None and size % mesh.shape[target]:
             raise UserError(
-                f"{name}: axis '{axis}' of {size} can't be divided over the {mesh.shape[target]} devices of mesh axis "
-                f"'{target}'; choose a size that divides it"
+                f"{name}: axis '{axis}' of {size} can't be divided over the {mesh.shape[target]} "
+                f"devices of mesh axis '{target}'; choose a size that divides it"
             )
         spec.append(target)
-    while spec and spec[-1] is None:  # P() and P(None) mean the same, but don't compare equal
+    while spec and spec[-1] is None:  # P() and P(None) mean the same but don't compare equal
         spec.pop()
     return PartitionSpec(*spec)
 
 
-def parameter_shardings(model: nnx.Module, mesh: Mesh) -> dict[tuple[str, ...], NamedSharding]:
-    """The sharding of each of a model's parameters, by its path; the model may be abstract."""
-    return {
-        path: NamedSharding(
-            mesh, partition_spec(".".join(path), variable.get_metadata()["logical_axes"], variable.shape, mesh)
+def parameter_shardings(
+    model: nnx.Module, mesh: Mesh | AbstractMesh
+) -> dict[tuple[str, ...], NamedSharding]:
+    """The sharding of each parameter, by its path; the model may be abstract."""
+    shardings = {}
+    for keys, variable in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        path = tuple(map(str, keys))
+        axes = variable.get_metadata()["logical_axes"]
+        shardings[path] = NamedSharding(
+            mesh, partition_spec(".".join(path), axes, variable.shape, mesh)
         )
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
-    }
-
-
-def by_rows(
-    function: Callable[[Array, Array, Array], tuple[Array, ...]], first: Array, second: Array, whole: Array
-) -> tuple[Array, ...]:
-    """function(first, second, whole), whose first axes but `whole`'s are rows, run by each device on its own rows.
-
-    What XLA would sum over devices at every turn of a loop in it, a gradient of `whole` above all, is summed once behind it.
-    Without a mesh in context, and where its devices don't divide the rows, the function is called as it is.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
-    shards = math.prod(mesh.shape[name] for name in axes)
-    if shards == 1 or len(first) % shards:
-        return function(first, second, whole)
-
-    def on_one(first, second, whole):
-        # Each device's own from here on: what is the same on all has its gradient summed wherever it is used.
-        return function(first, second, jax.lax.pcast(whole, axes, to="varying"))
-
-    rows = PartitionSpec(axes)
-    split = jax.shard_map(on_one, in_specs=(rows, rows, PartitionSpec()), out_specs=rows, axis_names=set(axes))
-    return split(first, second, whole)
+    return shardings
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-    """Fixes how an activation is split, in a program that is compiled for a mesh.
+    """Fixes how an activation is split in a program compiled for a mesh; without a mesh, returns x.
 
     Args:
         x: the activation.
-        axes: logical axes of its first axes: "batch", "slice" (rows, over `data` alone), or one that the rules name; None, or
-            none given: not split. An axis that its mesh axes don't divide is not split either.
+        axes: logical axes of its leading axes: "batch", "slice" (rows, over `data` alone) or a name
+            of the rules; None or missing: not split. An axis that its mesh axes don't divide is not
+            split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     spec = []
     for axis, size in zip(axes, x.shape, strict=False):
-        wanted = {"batch": BATCH_AXES, "slice": BATCH_AXES[:1], None: ()}.get(axis) or (RULES.get(axis),)
-        present = tuple(name for name in wanted if name in mesh.axis_names)
-        pieces = int(np.prod([mesh.shape[name] for name in present]))
-        spec.append(present if present and size % pieces == 0 else None)
+        targets = () if axis is None else _ROW_AXES.get(axis, (RULES.get(axis),))
+        present = tuple(name for name in targets if name in mesh.axis_names)
+        shards = int(np.prod([mesh.shape[name] for name in present]))
+        spec.append(present if present and size % shards == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
-def hold_whole(layers: nnx.Module, dtype: DTypeLike) -> nnx.Module:
-    """Stacked layers whose parameters are gathered from the devices that keep pieces of them, in the dtype they are used in.
+def map_row_shards(
+    function: Callable[[Array, Array, Array], tuple[Array, ...]],
+    first: Array,
+    second: Array,
+    replicated: Array,
+) -> tuple[Array, ...]:
+    """function(first, second, replicated), run by each device on its own rows of the first two.
 
-    For loops over tokens, in which each layer would be gathered for every token. Each device holds all layers meanwhile.
+    A gradient of `replicated` that accumulates in a loop inside the function is summed over devices
+    once, after the loop, instead of at every iteration. Without a mesh in context, or where its
+    devices don't divide the rows, this is a plain call.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if _STORAGE_AXIS not in mesh.axis_names or mesh.shape[_STORAGE_AXIS] == 1:
+    axes = tuple(name for name in BATCH_AXES if name in mesh.axis_names)
+    shards = math.prod(mesh.shape[name] for name in axes)
+    if shards == 1 or len(first) % shards:
+        return function(first, second, replicated)
+
+    def on_one_device(first, second, replicated):
+        # Marked as varying; otherwise each use would sum its gradient over devices.
+        return function(first, second, jax.lax.pcast(replicated, axes, to="varying"))
+
+    rows = PartitionSpec(axes)
+    return jax.shard_map(
+        on_one_device, in_specs=(rows, rows, PartitionSpec()), out_specs=rows, axis_names=set(axes)
+    )(first, second, replicated)
+
+
+def replicate_layers(layers: nnx.Module, dtype: DTypeLike) -> nnx.Module:
+    """Stacked layers with parameters all-gathered over `fsdp`, in their compute dtype.
+
+    For decoding loops, which would otherwise all-gather every layer for every token. Each device
+    holds all layers until the loop ends.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _splits_storage(mesh):
         return layers
     graph, state = nnx.split(layers)
-    held = dict(nnx.to_flat_state(state))
-    for path, variable in held.items():
+    variables = dict(nnx.to_flat_state(state))
+    for path, variable in variables.items():
         axes = variable.get_metadata()["logical_axes"]
-        if any(RULES[axis] == _STORAGE_AXIS for axis in axes):
-            whole = tuple("whole" if RULES[axis] == _STORAGE_AXIS else axis for axis in axes)
-            kept, used = (partition_spec(".".join(path), x, variable.shape, mesh) for x in (axes, whole))
-            x = jax.lax.with_sharding_constraint(variable[...].astype(dtype), kept)
-            held[path] = nnx.Param(jax.lax.with_sharding_constraint(x, used), logical_axes=whole)
-    return nnx.merge(graph, nnx.from_flat_state(held))
+        if any(RULES[axis] == _FSDP for axis in axes):
+            gathered_axes = tuple("replicated" if RULES[axis] == _FSDP else axis for axis in axes)
+            sharded, gathered = (
+                partition_spec(".".join(map(str, path)), names, variable.shape, mesh)
+                for names in (axes, gathered_axes)
+            )
+            x = jax.lax.with_sharding_constraint(variable[...].astype(dtype), sharded)
+            x = jax.lax.with_sharding_constraint(x, gathered)
+            variables[path] = nnx.Param(x, logical_axes=gathered_axes)
+    return nnx.merge(graph, nnx.from_flat_state(variables))
 
 
-def gathered(parameter: nnx.Variable, dtype: DTypeLike) -> Array:
-    """A parameter in `dtype` as it is computed with: gathered from the devices that keep pieces of it.
+def all_gather_parameter(parameter: nnx.Variable, dtype: DTypeLike) -> Array:
+    """A parameter in its compute `dtype`, all-gathered over `fsdp`.
 
-    It is cast first, so that no more bytes travel than are used. Its gradient is summed over these devices and cut up again on
-    the way back.
+    It is cast before the all-gather, to send fewer bytes. The backward pass reduce-scatters its
+    gradient.
     """
     mesh = jax.sharding.get_abstract_mesh()
     x = parameter[...]
-    if _STORAGE_AXIS not in mesh.axis_names or mesh.shape[_STORAGE_AXIS] == 1:
+    if not _splits_storage(mesh):
         return x.astype(dtype)
-    axes = parameter.get_metadata()["logical_axes"][-x.ndim :]  # inside a scan the layers' axis is gone
-    kept = partition_spec("parameter", axes, x.shape, mesh)
-    used = PartitionSpec(*(None if axis == _STORAGE_AXIS else axis for axis in kept))
-    if _STORAGE_AXIS not in kept:
+    # Inside a scan x has lost its leading `layers` axis, but the metadata keeps it.
+    axes = parameter.get_metadata()["logical_axes"][-x.ndim :]
+    sharded = partition_spec("parameter", axes, x.shape, mesh)
+    if _FSDP not in sharded:
         return x.astype(dtype)
-    return _gather(jax.lax.with_sharding_constraint(x.astype(dtype), kept), kept, used)
+    gathered = PartitionSpec(*(None if axis == _FSDP else axis for axis in sharded))
+    return _all_gather(
+        jax.lax.with_sharding_constraint(x.astype(dtype), sharded), sharded, gathered
+    )
+
+
+def _splits_storage(mesh: AbstractMesh) -> bool:
+    return _FSDP in mesh.axis_names and mesh.shape[_FSDP] > 1
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(x: Array, kept: PartitionSpec, used: PartitionSpec) -> Array:
-    return jax.lax.with_sharding_constraint(x, used)
+def _all_gather(x: Array, sharded: PartitionSpec, gathered: PartitionSpec) -> Array:
+    return jax.lax.with_sharding_constraint(x, gathered)
 
 
-_gather.defvjp(
-    lambda x, kept, used: (_gather(x, kept, used), None),
-    lambda kept, used, _, gradient: (jax.lax.with_sharding_constraint(gradient, kept),),
+_all_gather.defvjp(
+    lambda x, sharded, gathered: (_all_gather(x, sharded, gathered), None),
+    lambda sharded, gathered, _, gradient: (jax.lax.with_sharding_constraint(gradient, sharded),),
 )

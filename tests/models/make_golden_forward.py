@@ -1,4 +1,4 @@
-"""Makes golden_forward.npz: what transformers' InternVL computes on a small random model, for tests without torch.
+"""Makes golden_forward.npz: outputs of a small InternVL of transformers, for tests without torch.
 
 Run in an environment with the parity extra: python tests/models/make_golden_forward.py
 """
@@ -16,7 +16,7 @@ TOWERS = {
 
 
 def make_model(tower="300m", tied=False, seed=0):
-    """A transformers model whose parameters are noise of a scale that keeps every part of the network in play."""
+    """A transformers model with random parameters, scaled so that every part affects the output."""
     import torch
     from transformers import InternVLConfig, InternVLForConditionalGeneration
 
@@ -26,11 +26,13 @@ def make_model(tower="300m", tied=False, seed=0):
             image_size=[TILE, TILE], patch_size=[7, 7], **TOWERS[tower],
         ),
         text_config=dict(
-            model_type="qwen2", hidden_size=48, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
-            intermediate_size=64, vocab_size=96, max_position_embeddings=512, tie_word_embeddings=tied,
+            model_type="qwen2", hidden_size=48, num_hidden_layers=2, num_attention_heads=6,
+            num_key_value_heads=2, intermediate_size=64, vocab_size=96,
+            max_position_embeddings=512, tie_word_embeddings=tied,
             rope_parameters=dict(rope_type="default", rope_theta=1e6),
         ),
-        image_token_id=IMAGE_TOKEN, image_seq_length=TOKENS_PER_TILE, tie_word_embeddings=tied,
+        image_token_id=IMAGE_TOKEN, image_seq_length=TOKENS_PER_TILE,
+        tie_word_embeddings=tied,
     )  # fmt: skip
     model = InternVLForConditionalGeneration(config).eval()
     rng = np.random.default_rng(seed)
@@ -42,18 +44,19 @@ def make_model(tower="300m", tied=False, seed=0):
             elif "lambda" in name:
                 value = 0.5 + 0.2 * rng.normal(size=shape)
             elif name == "lm_head.weight" or (tied and "embed_tokens" in name):
-                value = 2 * shape[1] ** -0.5 * rng.normal(size=shape)  # logits of standard deviation about 2
+                # Logits of standard deviation about 2.
+                value = 2 * shape[1] ** -0.5 * rng.normal(size=shape)
             elif len(shape) == 1:
                 value = 0.2 * rng.normal(size=shape)
             else:
                 value = np.prod(shape[1:]) ** -0.5 * rng.normal(size=shape)
-            # Values that float16 holds too: the golden file is half as large and as exact.
+            # Representable in float16, which halves the golden file without loss.
             parameter.copy_(torch.tensor(value.astype(np.float16).astype(np.float32)))
     return model
 
 
 def make_inputs(seed=1):
-    """Four rows of 20 tokens: two tiles; one tile, padded on the left; one tile, padded on the right; no tile.
+    """Four rows of 20 tokens: two tiles; one, padded left; one, padded right; none.
 
     Returns:
         Token ids [4, 20], attention mask [4, 20], normalised tiles [4, 28, 28, 3].
@@ -77,7 +80,9 @@ def run(model, ids, mask, tiles):
     with torch.no_grad():
         features = model.model.vision_tower(pixel_values=pixels).last_hidden_state[:, 1:]
         projected = model.model.get_image_features(pixel_values=pixels).pooler_output
-        logits = model(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), pixel_values=pixels).logits
+        logits = model(
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), pixel_values=pixels
+        ).logits
     return features.numpy(), projected.numpy(), logits.numpy()
 
 
@@ -93,11 +98,17 @@ def main():
             model.save_pretrained(folder)
             for name, x in load_file(Path(folder) / "model.safetensors").items():
                 golden[f"{tower}/tensors/{name}"] = x.astype(np.float16)
-            golden[f"{tower}/config"] = np.array(json.dumps(json.loads((Path(folder) / "config.json").read_text())))
+            config = json.loads((Path(folder) / "config.json").read_text())
+            golden[f"{tower}/config"] = np.array(json.dumps(config))
         ids, mask, tiles = make_inputs()
         features, projected, logits = run(model, ids, mask, tiles)
-        golden |= {f"{tower}/vision": features, f"{tower}/projected": projected, f"{tower}/logits": logits[mask == 1]}
-        print(tower, "standard deviation of logits", logits[mask == 1].std(), "of features", features.std())
+        golden |= {
+            f"{tower}/vision": features,
+            f"{tower}/projected": projected,
+            f"{tower}/logits": logits[mask == 1],
+        }
+        deviation = logits[mask == 1].std()
+        print(f"{tower}: standard deviation of logits {deviation}, of features {features.std()}")
     golden |= dict(zip(("ids", "mask", "tiles"), make_inputs(), strict=True))
     np.savez_compressed(Path(__file__).with_name("golden_forward.npz"), **golden)
 

@@ -1,7 +1,7 @@
-"""The attention back ends against the xla reference, alone and through the model's own calls.
+"""The attention back ends against the xla reference, alone and through the model's calls.
 
-splash runs in Pallas' interpreter. cuDNN needs a GPU: what it is called with goes to XLA's implementation of the same
-function, so that the layout and the masks are tested and the kernel is not.
+splash runs in Pallas' interpreter. cuDNN needs a GPU: its arguments go to XLA's implementation of
+the same function instead, which tests layout and masks but not the kernel.
 """
 
 import collections
@@ -21,9 +21,14 @@ from flax import nnx
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.models import attention as module
 from aesthetic_jax.models import internvl, splash
-from aesthetic_jax.models.attention import as_cached, attention, choose_backend, shared_prompt_attention
+from aesthetic_jax.models.attention import (
+    as_cached,
+    attention,
+    choose_backend,
+    shared_prompt_attention,
+)
 from aesthetic_jax.models.config import PRESETS, InternVLConfig, TextConfig, VisionConfig
-from aesthetic_jax.models.internvl import InternVL
+from aesthetic_jax.models.internvl import InternVL, abstract_model
 from aesthetic_jax.models.logprobs import completion_logprobs
 
 IMAGE_TOKEN = 7
@@ -37,18 +42,19 @@ SMALL = InternVLConfig(
 
 @pytest.fixture(params=["splash", "cudnn"])
 def backend(request, monkeypatch):
-    """A back end that can run here: splash interpreted, in blocks of 128 at most; cuDNN's arguments given to XLA."""
-    make, right = splash.pallas.make_splash_mha, jax.nn.dot_product_attention
+    """A back end made to run on a CPU: splash interpreted in small blocks, XLA in cuDNN's place."""
+    make_splash, original = splash.pallas.make_splash_mha, jax.nn.dot_product_attention
 
-    def in_place_of_cudnn(queries, keys, values, *, mask, implementation, **rest):
+    def xla_for_cudnn(queries, keys, values, *, mask, implementation, **rest):
         assert implementation == "cudnn"
         assert queries.shape[1] % 2 == keys.shape[1] % 2 == 0
         assert mask is None or mask.shape == (queries.shape[0], 1, queries.shape[1], keys.shape[1])
-        return right(queries, keys, values, mask=mask, implementation="xla", **rest)
+        return original(queries, keys, values, mask=mask, implementation="xla", **rest)
 
-    monkeypatch.setattr(splash.pallas, "make_splash_mha", functools.partial(make, interpret=True))
+    interpreted = functools.partial(make_splash, interpret=True)
+    monkeypatch.setattr(splash.pallas, "make_splash_mha", interpreted)
     monkeypatch.setattr(splash, "_BLOCK", 128)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", in_place_of_cudnn)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", xla_for_cudnn)
     monkeypatch.setattr(internvl, "choose_backend", lambda config: config.attention)
     return request.param
 
@@ -58,24 +64,23 @@ def normal(seed, *shape):
 
 
 def assert_same(function, backend, *arrays):
-    """Outputs and the gradients of every array, under random weights of the outputs, are those of xla."""
+    """Compares the output, and every array's gradient of a weighted sum of it, with xla's."""
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(backend, *arrays):
         out, pull = jax.vjp(functools.partial(function, backend=backend), *arrays)
         return out, *pull(normal(9, *out.shape))
 
-    for name, ours, reference in zip(
-        ("output", *(f"gradient {n}" for n in range(len(arrays)))),
-        run(backend, *arrays),
-        run("xla", *arrays),
-        strict=True,
-    ):
+    names = ("output", *(f"gradient {n}" for n in range(len(arrays))))
+    results = run(backend, *arrays), run("xla", *arrays)
+    for name, ours, reference in zip(names, *results, strict=True):
         assert float(jnp.abs(reference).max()) > 0.1, name
         np.testing.assert_allclose(ours, reference, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(("causal", "length", "span"), [(False, 17, 17), (False, 200, 300), (True, 300, 300)])
+@pytest.mark.parametrize(
+    ("causal", "length", "span"), [(False, 17, 17), (False, 200, 300), (True, 300, 300)]
+)
 def test_one_sequence(backend, causal, length, span):
     arrays = normal(0, 2, length, 6, 8), normal(1, 2, span, 2, 8), normal(2, 2, span, 2, 8)
     assert_same(functools.partial(attention, causal=causal), backend, *arrays)
@@ -83,7 +88,7 @@ def test_one_sequence(backend, causal, length, span):
 
 @pytest.mark.parametrize(("group", "length"), [(1, 9), (3, 9), (2, 121), (2, 150), (2, 200)])
 def test_shared_prompt(backend, group, length):
-    """Prompts of 1, all and some of 131 tokens; 121 tokens a completion are near enough to a whole block to be filled up."""
+    """Prompts of 1, all and some of 131 tokens; splash pads only the length 121 to a block."""
     mask = jnp.arange(131) < jnp.array([1, 131, 60])[:, None]
 
     def run(queries, prompt_keys, prompt_values, keys, values, backend):
@@ -96,19 +101,24 @@ def test_shared_prompt(backend, group, length):
 
 
 def batch(group=2, length=140, completion=5):
-    """Prompts of 5, all and 73 of 140 tokens, the first padded left, the last right; they have 0, 1 and 2 tiles of 4 tokens."""
+    """Prompts of 5 (padded left), 140 and 73 (padded right) tokens; 0, 1, 2 tiles of 4 tokens."""
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(8, 64, (3, length)), np.zeros((3, length), bool)
     tiles = rng.normal(size=(3, 2, 28, 28, 3)).astype(np.float32)
     for row, tokens in enumerate((slice(length - 5, length), slice(0, length), slice(0, 73))):
         mask[row, tokens] = True
         ids[row, tokens.start + 1 : tokens.start + 1 + 4 * row] = IMAGE_TOKEN
-    return tiles, jnp.array(ids), jnp.array(mask), jnp.array(rng.integers(8, 64, (3, group, completion)))
+    return (
+        tiles,
+        jnp.array(ids),
+        jnp.array(mask),
+        jnp.array(rng.integers(8, 64, (3, group, completion))),
+    )
 
 
 def make_loss(config, tiles, ids, mask, completions):
-    """A function of the parameters: a weighted sum of the completions' log-probabilities, and these."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: InternVL(config, rngs=nnx.Rngs(0))))
+    """A function of the parameters: a weighted sum of log-probabilities, and these themselves."""
+    graph, _ = abstract_model(config)
     weights = normal(5, *completions.shape)
 
     def loss(parameters):
@@ -121,15 +131,18 @@ def make_loss(config, tiles, ids, mask, completions):
 
 @functools.cache
 def reference():
-    """Noisy parameters, and what xla makes of the batch: gradients and log-probabilities."""
+    """Noisy parameters, and xla's gradients and log-probabilities on `batch()`."""
     parameters = nnx.to_pure_dict(nnx.state(InternVL(SMALL, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(1)
-    parameters = jax.tree.map(lambda x: x + jnp.float32(0.05 * rng.normal(size=x.shape)), parameters)
+    parameters = jax.tree.map(
+        lambda x: x + jnp.float32(0.05 * rng.normal(size=x.shape)), parameters
+    )
     return parameters, *jax.jit(jax.grad(make_loss(SMALL, *batch()), has_aux=True))(parameters)
 
 
+@pytest.mark.slow
 def test_model(backend):
-    """Tower, prefill and extend at once: log-probabilities, and the gradient of every parameter."""
+    """Tower, prefill and extend together: log-probabilities and the gradient of every parameter."""
     parameters, expected, expected_logprobs = reference()
     loss = make_loss(dataclasses.replace(SMALL, attention=backend), *batch())
     gradients, logprobs = jax.jit(jax.grad(loss, has_aux=True))(parameters)
@@ -138,19 +151,24 @@ def test_model(backend):
         jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True
     ):
         scale = max(1.0, float(jnp.abs(theirs).max()))
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5, err_msg=jax.tree_util.keystr(path))
+        np.testing.assert_allclose(
+            ours / scale, theirs / scale, atol=1e-5, err_msg=jax.tree_util.keystr(path)
+        )
         assert float(jnp.abs(theirs).max()) > 0
 
 
-TOWER_1025 = dataclasses.replace(SMALL, vision=dataclasses.replace(SMALL.vision, image_size=224), dtype="bfloat16")
+TOWER_1025 = dataclasses.replace(
+    SMALL, vision=dataclasses.replace(SMALL.vision, image_size=224), dtype="bfloat16"
+)
 
 
 def lowered(config, platform):
-    """StableHLO of the gradient on 1,024 prompt tokens, two completions of 256 and a tile of 1,025, for another platform."""
+    """StableHLO of the gradient: a tile of 1,025 tokens, a prompt of 1,024, completions of 256."""
     tiles, ids = jnp.zeros((1, 1, 224, 224, 3), jnp.uint8), jnp.zeros((1, 1024), jnp.int32)
     loss = make_loss(config, tiles, ids, ids == 0, jnp.zeros((1, 2, 256), jnp.int32))
-    parameters = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: InternVL(config, rngs=nnx.Rngs(0)))))
-    return jax.jit(jax.grad(loss, has_aux=True)).trace(parameters).lower(lowering_platforms=(platform,)).as_text()
+    _, parameters = abstract_model(config)
+    traced = jax.jit(jax.grad(loss, has_aux=True)).trace(parameters)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 CUDNN = {
@@ -165,16 +183,19 @@ CUDNN = {
     ("choice", "platform", "remat", "kernels"),
     [
         ("xla", "tpu", "none", {}),
-        ("splash", "tpu", "none", {"tpu_custom_call": 9}),  # tower, prompt and completions: forward, dq, dkv
+        # Forward, dq and dkv of tower, prompt and completions; "full" repeats the forward ones.
+        ("splash", "tpu", "none", {"tpu_custom_call": 9}),
         ("splash", "tpu", "dots", {"tpu_custom_call": 9}),
-        ("splash", "tpu", "full", {"tpu_custom_call": 12}),  # forward again
+        ("splash", "tpu", "full", {"tpu_custom_call": 12}),
         ("cudnn", "cuda", "none", CUDNN),
     ],
 )
 def test_programs_for_accelerators_hold_no_scores(choice, platform, remat, kernels, monkeypatch):
-    """What the accelerators' compilers are given, made without them."""
+    """Lowers for TPU and GPU on this machine and looks for kernels and for arrays of scores."""
     monkeypatch.setattr(module, "target_platform", lambda: {"cuda": "gpu"}.get(platform, platform))
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(
+        "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000
+    )
     text = lowered(dataclasses.replace(TOWER_1025, attention=choice, remat=remat), platform)
     assert collections.Counter(re.findall(r"@(tpu_custom_call|__cudnn[\w$]*)\(", text)) == kernels
     shapes = re.findall(r"tensor<((?:\d+x)+)b?f(?:16|32)>", text)
@@ -190,19 +211,28 @@ def test_choice_follows_the_platform(monkeypatch):
         monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
         assert choose_backend(model) == backend
         assert choose_backend(dataclasses.replace(model, attention="xla")) == "xla"
-        with jax.set_mesh(jax.make_mesh((1,), ("fsdp",))):  # whose device is a CPU
+        with jax.set_mesh(jax.make_mesh((1,), ("fsdp",))):  # of a CPU
             assert choose_backend(model) == "xla"
-    assert choose_backend(dataclasses.replace(model, dtype="float32")) == "xla"  # which cuDNN doesn't take
+    float32 = dataclasses.replace(model, dtype="float32")
+    assert choose_backend(float32) == "xla"  # cuDNN doesn't take float32
 
 
 @pytest.mark.parametrize(
     ("platform", "change", "words"),
     [
-        ("cpu", dict(attention="splash"), ["splash runs on a TPU", "this is a CPU", "choose auto or xla"]),
+        ("cpu", dict(attention="splash"), ["splash runs on a TPU", "this is a CPU", "auto or xla"]),
         ("tpu", dict(attention="cudnn"), ["cudnn runs on a GPU", "this is a TPU"]),
         ("gpu", dict(attention="cudnn"), ["cudnn takes bfloat16", "float32"]),
-        ("gpu", dict(attention="cudnn", dtype="bfloat16", heads=8), ["multiple of 8", "vision tower's have 4"]),
-        ("gpu", dict(attention="cudnn", dtype="bfloat16", head_width=256), ["up to 128", "language model's have 256"]),
+        (
+            "gpu",
+            dict(attention="cudnn", dtype="bfloat16", heads=8),
+            ["multiple of 8", "vision tower's have 4"],
+        ),
+        (
+            "gpu",
+            dict(attention="cudnn", dtype="bfloat16", head_width=256),
+            ["up to 128", "language model's have 256"],
+        ),
         ("cpu", dict(attention="flash"), ["no 'flash'", "auto, xla, cudnn, splash"]),
     ],
 )
@@ -218,8 +248,9 @@ def test_impossible_choices_are_named(platform, change, words, monkeypatch):
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.slow
 def test_splash_on_a_mesh():
-    """Axes that divide rows, heads, key-value heads, these too few of them, rows in place of heads, and nothing."""
+    """Mesh axes that divide rows, heads, kv heads or nothing; and more devices than kv heads."""
     script = """
         import functools
         import jax
@@ -229,7 +260,8 @@ def test_splash_on_a_mesh():
         from aesthetic_jax.models import splash
         from aesthetic_jax.models.attention import as_cached, shared_prompt_attention
 
-        splash.pallas.make_splash_mha = functools.partial(splash.pallas.make_splash_mha, interpret=True)
+        make_splash = splash.pallas.make_splash_mha
+        splash.pallas.make_splash_mha = functools.partial(make_splash, interpret=True)
         rng = np.random.default_rng(0)
         shapes = (4, 2, 5, 6, 8), (4, 9, 2, 8), (4, 9, 2, 8), (4, 2, 5, 2, 8), (4, 2, 5, 2, 8)
         arrays = [jnp.array(rng.normal(size=shape), jnp.float32) for shape in shapes]
@@ -246,7 +278,8 @@ def test_splash_on_a_mesh():
         expected = differentiated("xla")
         for sizes in ((2, 2, 2), (1, 1, 6), (1, 1, 4), (8, 1, 1)):
             names, auto = ("data", "fsdp", "tensor"), (jax.sharding.AxisType.Auto,) * 3
-            with jax.set_mesh(jax.make_mesh(sizes, names, auto, devices=jax.devices()[: np.prod(sizes)])):
+            devices = jax.devices()[: np.prod(sizes)]
+            with jax.set_mesh(jax.make_mesh(sizes, names, auto, devices=devices)):
                 program = jax.jit(functools.partial(differentiated, "splash"))
                 for ours, theirs in zip(program(), expected, strict=True):
                     np.testing.assert_allclose(ours, theirs, atol=1e-5)

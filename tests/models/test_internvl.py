@@ -1,4 +1,4 @@
-"""The shared-prompt calls against the plain forward pass, and the laws of the model's parts."""
+"""`prefill` and `extend` against the plain forward pass, and properties of the model's parts."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from aesthetic_jax.models.config import PRESETS, InternVLConfig, TextConfig, VisionConfig
-from aesthetic_jax.models.internvl import InternVL, normalize
+from aesthetic_jax.models.internvl import InternVL, abstract_model, normalize
 from aesthetic_jax.models.logprobs import completion_logprobs, completion_mask, token_logprobs
 from aesthetic_jax.models.vision import pixel_shuffle
 
@@ -22,7 +22,9 @@ SMALL = InternVLConfig(
     remat="full",
 )
 LARGE_TOWER = dataclasses.replace(
-    SMALL, vision=dataclasses.replace(SMALL.vision, norm="rms_norm", qkv_bias=False, qk_norm=True), lora_rank=4
+    SMALL,
+    vision=dataclasses.replace(SMALL.vision, norm="rms_norm", qkv_bias=False, qk_norm=True),
+    lora_rank=4,
 )
 
 
@@ -30,35 +32,39 @@ LARGE_TOWER = dataclasses.replace(
 def make_model(config=SMALL):
     graph, parameters = nnx.split(InternVL(config, rngs=nnx.Rngs(0)))
     keys = iter(jax.random.split(jax.random.key(1), 200))
-    noisy = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), nnx.to_pure_dict(parameters))
+    noisy = jax.tree.map(
+        lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), nnx.to_pure_dict(parameters)
+    )
     return graph, noisy
 
 
 def make_batch(prompts=3, group=4, length=9, completion=5, left=False, seed=0):
     """Ragged prompts with 0, 2 and 1 tiles (4 tokens each)."""
     rng = np.random.default_rng(seed)
-    ids = rng.integers(8, 64, (prompts, length + 4))
+    ids = np.zeros((prompts, length + 4), int)
     mask = np.zeros(ids.shape, bool)
     tiles = np.zeros((prompts, 2, 28, 28, 3), np.float32)
     for row in range(prompts):
         count = (0, 2, 1)[row % 3]
         size = 3 + row + 4 * count
-        at = slice(ids.shape[1] - size, None) if left else slice(0, size)
-        mask[row, at] = True
-        ids[row, at.start + 1 : at.start + 1 + 4 * count] = IMAGE_TOKEN
+        tokens = rng.integers(8, 64, size)
+        tokens[1 : 1 + 4 * count] = IMAGE_TOKEN
+        span = slice(ids.shape[1] - size, None) if left else slice(0, size)
+        ids[row, span], mask[row, span] = tokens, True
         tiles[row, :count] = rng.normal(size=(count, 28, 28, 3))
-    ids[~mask] = 0
     completions = rng.integers(8, 64, (prompts, group, completion))
     return jnp.array(tiles), jnp.array(ids), jnp.array(mask), jnp.array(completions)
 
 
 def shared_logprobs(graph, parameters, tiles, ids, mask, completions):
     model = nnx.merge(graph, parameters)
-    return completion_logprobs(model, model.prefill(tiles, ids, mask), completions, temperature=0.9)[0]
+    return completion_logprobs(
+        model, model.prefill(tiles, ids, mask), completions, temperature=0.9
+    )[0]
 
 
 def repeated_logprobs(graph, parameters, tiles, ids, mask, completions):
-    """Each completion behind its own copy of the prompt, through the plain forward pass."""
+    """Each completion after its own copy of the prompt, through the plain forward pass."""
     model = nnx.merge(graph, parameters)
     group, length = completions.shape[1:]
     rows = []
@@ -72,28 +78,35 @@ def repeated_logprobs(graph, parameters, tiles, ids, mask, completions):
     return jnp.stack(rows)
 
 
-@pytest.mark.parametrize("left", [False, True])
-@pytest.mark.parametrize("config", [SMALL, LARGE_TOWER])
-def test_extend_on_a_shared_prompt_equals_the_repeated_prompt(config, left):
+@functools.cache
+def gradients_and_logprobs(function, config, left):
+    """Gradients of a weighted sum of log-probabilities, and the log-probabilities themselves."""
     graph, parameters = make_model(config)
     batch = make_batch(left=left)
     weights = jax.random.normal(jax.random.key(2), batch[3].shape)
 
-    def loss(function, parameters):
+    def loss(parameters):
         logprobs = function(graph, parameters, *batch)
         return (logprobs * weights).sum(), logprobs
 
-    shared, repeated = (
-        jax.jit(jax.value_and_grad(functools.partial(loss, function), has_aux=True))(parameters)
-        for function in (shared_logprobs, repeated_logprobs)
-    )
-    np.testing.assert_allclose(shared[0][1], repeated[0][1], atol=1e-5)
+    return jax.jit(jax.grad(loss, has_aux=True))(parameters)
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("config", [SMALL, pytest.param(LARGE_TOWER, marks=pytest.mark.slow)])
+def test_extend_on_a_shared_prompt_equals_the_repeated_prompt(config, left):
+    gradients, logprobs = gradients_and_logprobs(shared_logprobs, config, left)
+    # Without padding the repeated prompts don't depend on the side it was on.
+    expected, expected_logprobs = gradients_and_logprobs(repeated_logprobs, config, False)
+    np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-5)
     for (path, ours), theirs in zip(
-        jax.tree_util.tree_leaves_with_path(shared[1]), jax.tree.leaves(repeated[1]), strict=True
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree.leaves(expected), strict=True
     ):
         scale = max(1.0, float(jnp.abs(theirs).max()))
-        np.testing.assert_allclose(ours / scale, theirs / scale, atol=1e-5, err_msg=jax.tree_util.keystr(path))
-    assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(shared[1]))
+        np.testing.assert_allclose(
+            ours / scale, theirs / scale, atol=1e-5, err_msg=jax.tree_util.keystr(path)
+        )
+    assert all(float(jnp.abs(x).max()) > 0 for x in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -112,13 +125,14 @@ def test_decoding_token_by_token_equals_all_at_once(left):
     assert int(suffix.filled) == completions.shape[2]
 
 
-def test_images_may_be_given_as_features_or_bytes():
+def test_images_may_be_given_as_bytes_or_features():
     graph, parameters = make_model()
     model = nnx.merge(graph, parameters)
     tiles, ids, mask, _ = make_batch()
     pixels = jax.random.randint(jax.random.key(0), tiles.shape, 0, 256).astype(jnp.uint8)
     features = model.vision_features(normalize(pixels))
-    from_pixels, from_features = (model.prefill(x, ids, mask).last_hidden for x in (pixels, features))
+    from_pixels = model.prefill(pixels, ids, mask).last_hidden
+    from_features = model.prefill(None, ids, mask, features).last_hidden
     np.testing.assert_allclose(from_pixels, from_features, atol=1e-6)
     assert not np.allclose(from_pixels[1], model.prefill(None, ids, mask).last_hidden[1], atol=1e-3)
 
@@ -135,14 +149,14 @@ def test_padding_does_not_change_logits():
 
 
 def test_pixel_shuffle_order():
-    x = jnp.arange(16).reshape(1, 4, 4, 1)
+    x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     expected = [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
     np.testing.assert_array_equal(pixel_shuffle(x, 2), expected)
 
 
 @pytest.mark.parametrize(("bound", "value"), [("_CHUNK_TOKENS", 12), ("_CHUNK_LOGITS", 12 * 64)])
 def test_chunked_logprobs_equal_the_dense_ones(monkeypatch, bound, value):
-    """Two positions at a time, the last chunk ragged."""
+    """In chunks of two positions, with a shorter last one."""
     graph, parameters = make_model()
     model = nnx.merge(graph, parameters)
     hidden = jax.random.normal(jax.random.key(0), (2, 3, 7, 32))
@@ -153,23 +167,45 @@ def test_chunked_logprobs_equal_the_dense_ones(monkeypatch, bound, value):
     assert "f32[12,64]" in str(program)
     assert "f32[42,64]" not in str(program)
     logprobs, entropy = token_logprobs(model, hidden, targets, 0.7)
-    np.testing.assert_allclose(logprobs, jnp.take_along_axis(dense, targets[..., None], -1)[..., 0], atol=1e-5)
+    np.testing.assert_allclose(
+        logprobs, jnp.take_along_axis(dense, targets[..., None], -1)[..., 0], atol=1e-5
+    )
     np.testing.assert_allclose(entropy, -(jnp.exp(dense) * dense).sum(-1), atol=1e-5)
 
 
 def test_completion_mask_ends_with_the_first_end_token():
     ids = jnp.array([[[5, 2, 5, 2], [5, 5, 5, 5], [2, 2, 2, 2]]])
-    np.testing.assert_array_equal(completion_mask(ids, 2)[0], [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        completion_mask(ids, 2)[0], [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    )
 
 
 @pytest.mark.parametrize(
     ("preset", "count"),
-    [("internvl3_1b", 938_193_024), ("internvl3_2b", 2_088_957_440), ("internvl3_8b", 7_944_373_760)],
+    [
+        ("internvl3_1b", 938_193_024),
+        ("internvl3_2b", 2_088_957_440),
+        ("internvl3_8b", 7_944_373_760),
+    ],
 )
 def test_presets_have_the_published_number_of_parameters(preset, count):
-    model = nnx.eval_shape(lambda: InternVL(PRESETS[preset], rngs=nnx.Rngs(0)))
-    parameters = nnx.state(model, nnx.Param)
+    _, parameters = abstract_model(PRESETS[preset])
     assert sum(int(np.prod(x.shape)) for x in jax.tree.leaves(parameters)) == count
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_abstract_model_matches_the_model(lora_rank):
+    config = dataclasses.replace(SMALL, lora_rank=lora_rank)
+    graph, state = nnx.split(InternVL(config, rngs=nnx.Rngs(0)))
+    parameters = nnx.to_pure_dict(state)
+    abstract_graph, abstract = abstract_model(config)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), abstract) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), parameters
+    )
+    assert all(x.sharding is None for x in jax.tree.leaves(abstract))
+    ids = jnp.array([[9, 10, 11]])
+    expected = nnx.merge(graph, parameters)(ids)
+    np.testing.assert_array_equal(nnx.merge(abstract_graph, parameters)(ids), expected)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

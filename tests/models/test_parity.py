@@ -1,4 +1,4 @@
-"""The model against transformers' InternVL: golden values without torch, the two side by side with it."""
+"""The model against transformers' InternVL: stored outputs without torch, side by side with it."""
 
 import dataclasses
 import re
@@ -13,7 +13,7 @@ from flax import nnx, traverse_util
 from safetensors.numpy import load_file, save_file
 
 import aesthetic_jax
-from aesthetic_jax.checkpoints import huggingface
+from aesthetic_jax.checkpoints import hf_write, huggingface
 from aesthetic_jax.checkpoints.hf_names import normalise
 from aesthetic_jax.checkpoints.peft import save_adapter
 from aesthetic_jax.models.internvl import InternVL
@@ -39,7 +39,11 @@ def forward(model):
 def test_golden_forward(tower, tmp_path):
     golden = dict(np.load(GOLDEN))
     prefix = f"{tower}/tensors/"
-    tensors = {name.removeprefix(prefix): x.astype(np.float32) for name, x in golden.items() if name.startswith(prefix)}
+    tensors = {
+        name.removeprefix(prefix): x.astype(np.float32)
+        for name, x in golden.items()
+        if name.startswith(prefix)
+    }
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text(str(golden[f"{tower}/config"]))
     model = aesthetic_jax.load_pretrained(str(tmp_path))
@@ -50,7 +54,7 @@ def test_golden_forward(tower, tmp_path):
     np.testing.assert_allclose(projected, golden[f"{tower}/projected"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(logits[mask == 1], golden[f"{tower}/logits"], atol=1e-4, rtol=0)
     assert 1 < logits[mask == 1].std() < 3
-    # The image has to reach the logits, or the comparison says nothing about it.
+    # The comparison covers the image only if it reaches the logits.
     blind = run(golden["ids"], mask, np.zeros_like(golden["tiles"]))[2]
     assert np.abs(blind - logits)[0, -1].max() > 0.1
     assert GOLDEN.stat().st_size < 1_000_000
@@ -62,7 +66,7 @@ def torch():
 
 
 def transformers_logits(folder, ids, mask, tiles):
-    """Opens a directory with transformers, which must miss nothing and find nothing it doesn't know."""
+    """Opens a directory with transformers, which must report no missing or unexpected tensors."""
     from transformers import InternVLForConditionalGeneration
 
     model, info = InternVLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
@@ -81,7 +85,9 @@ def test_import_and_export(torch, tower, tied, tmp_path):
     model = aesthetic_jax.load_pretrained(str(tmp_path / "theirs"))
     assert model.config.text.tied_head == tied
     expected = MAKE["run"](reference, *inputs)
-    for name, ours, theirs in zip(("vision", "projector", "logits"), forward(model)(*inputs), expected, strict=True):
+    for name, ours, theirs in zip(
+        ("vision", "projector", "logits"), forward(model)(*inputs), expected, strict=True
+    ):
         error = np.abs(ours - theirs)[valid if name == "logits" else ...].max()
         print(f"{tower} tied={tied} {name}: largest difference {error:.1e}")
         assert error < 1e-4, name
@@ -98,11 +104,13 @@ def test_sharded_import_and_export(torch, tmp_path, monkeypatch):
     reference.save_pretrained(tmp_path / "theirs", max_shard_size="100KB")
     assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
     model = aesthetic_jax.load_pretrained(str(tmp_path / "theirs"))
-    monkeypatch.setattr(huggingface, "_SHARD_BYTES", 100_000)
+    monkeypatch.setattr(hf_write, "_SHARD_BYTES", 100_000)
     aesthetic_jax.save_pretrained(model, str(tmp_path / "ours"))
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 1
     again = transformers_logits(tmp_path / "ours", *inputs)
-    np.testing.assert_allclose(again[valid], MAKE["run"](reference, *inputs)[2][valid], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(
+        again[valid], MAKE["run"](reference, *inputs)[2][valid], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parity
@@ -110,11 +118,15 @@ def test_sharded_import_and_export(torch, tmp_path, monkeypatch):
 def test_in_memory_names(torch, tower, tmp_path):
     inputs = MAKE["make_inputs"]()
     reference = MAKE["make_model"](tower)
-    save_file({k: v.numpy() for k, v in reference.state_dict().items()}, tmp_path / "model.safetensors")
+    save_file(
+        {k: v.numpy() for k, v in reference.state_dict().items()}, tmp_path / "model.safetensors"
+    )
     reference.config.save_pretrained(tmp_path)
     logits = forward(aesthetic_jax.load_pretrained(str(tmp_path)))(*inputs)[2]
     valid = inputs[1] == 1
-    np.testing.assert_allclose(logits[valid], MAKE["run"](reference, *inputs)[2][valid], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        logits[valid], MAKE["run"](reference, *inputs)[2][valid], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parity
@@ -126,7 +138,11 @@ def test_bfloat16_round_trip_is_bit_identical(torch, tower, tmp_path):
     theirs, ours = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
     assert theirs.keys() == ours.keys()
     for name, x in theirs.items():
-        assert (x.dtype.name, x.shape, x.tobytes()) == ("bfloat16", ours[name].shape, ours[name].tobytes()), name
+        assert (x.dtype.name, x.shape, x.tobytes()) == (
+            "bfloat16",
+            ours[name].shape,
+            ours[name].tobytes(),
+        ), name
 
 
 @pytest.mark.parity
@@ -135,11 +151,15 @@ def test_parameter_gradients(torch, tower, tmp_path):
     ids, mask, tiles = MAKE["make_inputs"]()
     reference = MAKE["make_model"](tower)
     reference.save_pretrained(tmp_path / "theirs")
-    weights = np.random.default_rng(2).normal(size=(*ids.shape, 96)).astype(np.float32) * mask[..., None]
+    weights = (
+        np.random.default_rng(2).normal(size=(*ids.shape, 96)).astype(np.float32) * mask[..., None]
+    )
 
     pixels = torch.tensor(tiles.transpose(0, 3, 1, 2))
-    logits = reference(input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), pixel_values=pixels).logits
-    # A loss that weighs every log-probability, since cross-entropy alone is blind to most of them.
+    logits = reference(
+        input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask), pixel_values=pixels
+    ).logits
+    # Weighs every log-probability: cross-entropy alone would depend on few of them.
     valid = torch.tensor(mask == 1)
     (torch.log_softmax(logits, -1)[valid] * torch.tensor(weights)[valid]).sum().backward()
     expected = {name: x.grad.numpy() for name, x in reference.named_parameters()}
@@ -152,14 +172,15 @@ def test_parameter_gradients(torch, tower, tmp_path):
         return (jax.nn.log_softmax(logits) * weights).sum()
 
     gradients = jax.jit(jax.grad(loss))(nnx.to_pure_dict(state))
-    # Written as if they were parameters, gradients get torch's names and shapes.
+    # Saved as if they were parameters, gradients get torch's names and shapes.
     huggingface.save_parameters(gradients, model.config, str(tmp_path / "gradients"))
     ours = load_file(tmp_path / "gradients" / "model.safetensors")
     assert len(ours) == len(expected)
     errors = {}
     for name, x in expected.items():
         difference = ours[normalise(name)] - x
-        if re.search(r"vision_tower.*k_proj\.bias", name):  # adds the same to every score of a row: no gradient
+        # This bias adds the same number to every score of a row, so its gradient is 0.
+        if re.search(r"vision_tower.*k_proj\.bias", name):
             assert np.abs(difference).max() < 1e-3, name
         else:
             errors[name] = np.linalg.norm(difference) / np.linalg.norm(x)
@@ -170,7 +191,7 @@ def test_parameter_gradients(torch, tower, tmp_path):
 
 @pytest.mark.parity
 def test_peft_adapter(torch, tmp_path):
-    """PEFT opens the adapter on transformers' model and computes what the model with LoRA computes here."""
+    """The exported adapter, opened with PEFT on transformers' model, computes the same logits."""
     peft = pytest.importorskip("peft")
     inputs = MAKE["make_inputs"]()
     valid = inputs[1] == 1
@@ -182,7 +203,9 @@ def test_peft_adapter(torch, tmp_path):
     rng = np.random.default_rng(0)
     flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
     flat |= {
-        path: rng.normal(scale=0.2, size=x.shape).astype(np.float32) for path, x in flat.items() if "lora" in path[-1]
+        path: rng.normal(scale=0.2, size=x.shape).astype(np.float32)
+        for path, x in flat.items()
+        if "lora" in path[-1]
     }
     flat |= traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(base, nnx.Param)))
     parameters = traverse_util.unflatten_dict(flat)
@@ -190,6 +213,7 @@ def test_peft_adapter(torch, tmp_path):
     assert np.abs(ours - forward(base)(*inputs)[2])[valid].max() > 0.1
     save_adapter(parameters, config, str(tmp_path / "adapter"), str(tmp_path / "base"))
     theirs = MAKE["run"](
-        peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").base_model.model.eval(), *inputs
+        peft.PeftModel.from_pretrained(reference, tmp_path / "adapter").base_model.model.eval(),
+        *inputs,
     )
     np.testing.assert_allclose(ours[valid], theirs[2][valid], atol=1e-4, rtol=0)
