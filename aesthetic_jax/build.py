@@ -1,11 +1,13 @@
-"""Turns a manifest into a TFDS data set (ArrayRecord files); decodes every image once to be sure.
+"""Turns a manifest into a TFDS data set (ArrayRecord files).
 
-aesthetic-jax build --manifest=FILE --out=DIR [--max_rejects=SHARE]
-aesthetic-jax build --manifest=gs://BUCKET/manifest.jsonl --out=gs://BUCKET/data --beam_runner=DataflowRunner \
+aesthetic-jax build --manifest=shop/manifest.jsonl --out=shop/data
+aesthetic-jax build --manifest=gs://BUCKET/manifest.jsonl --out=gs://BUCKET/data \\
+  --beam_runner=DataflowRunner \\
   --beam_options=project=PROJECT,region=REGION,temp_location=gs://BUCKET/tmp
 
-Cut off and started again, it goes on behind the shards that are done. With --beam_runner shards are written by Apache Beam's
-workers, which need this package and see both paths; without, by processes of this machine.
+Every image is decoded once, to check it. After an interruption, the same command keeps the complete
+shards. Processes on this machine write the shards, or with --beam_runner the workers of Apache
+Beam, which need this package and access to both paths.
 """
 
 import concurrent.futures
@@ -16,31 +18,52 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from aesthetic_jax.command_line import require
 from aesthetic_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from etils import epath
+
+    from aesthetic_jax.data.dataset import Shard
+    from aesthetic_jax.data.manifest import Sample
+
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("manifest", None, "manifest.jsonl; its images lie relative to it", flag_values=FLAGS)
+flags.DEFINE_string(
+    "manifest", None, "manifest.jsonl, with image paths relative to it", flag_values=FLAGS
+)
 flags.DEFINE_string("out", None, "folder for the data set", flag_values=FLAGS)
-flags.DEFINE_integer("workers", os.cpu_count(), "processes that write shards", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_integer(
+    "workers", os.cpu_count(), "processes that write shards", lower_bound=1, flag_values=FLAGS
+)
 flags.DEFINE_float(
     "max_rejects",
     0.0,
-    "share of samples that may be left out, as an image of theirs can't be decoded; rejects.jsonl lists them",
+    "share of samples that may be left out because an image can't be decoded; listed in"
+    " rejects.jsonl",
     lower_bound=0.0,
     upper_bound=1.0,
     flag_values=FLAGS,
 )
-flags.DEFINE_string("beam_runner", "", "Apache Beam's, such as DirectRunner or DataflowRunner", flag_values=FLAGS)
-flags.DEFINE_list("beam_options", [], "its options, without --, such as direct_num_workers=2", flag_values=FLAGS)
+flags.DEFINE_string(
+    "beam_runner",
+    "",
+    "runner of Apache Beam, such as DirectRunner or DataflowRunner",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list(
+    "beam_options",
+    [],
+    "options of the runner, without --, such as direct_num_workers=2",
+    flag_values=FLAGS,
+)
 
 
 def main(arguments: flags.FlagValues) -> None:
-    """Runs the command."""
+    """Builds the data set; checks the one that is already at --out against the manifest."""
     manifest, out = require(arguments, "manifest"), require(arguments, "out")
 
     from etils import epath
@@ -51,7 +74,8 @@ def main(arguments: flags.FlagValues) -> None:
     samples = read_manifest(manifest)
     out, source = epath.Path(out).expanduser(), str(epath.Path(manifest).parent)
     version = out / NAME / VERSION
-    counts = ", ".join(f"{split} {n}" for split in SPLITS if (n := sum(sample.split == split for sample in samples)))
+    sizes = {split: sum(sample.split == split for sample in samples) for split in SPLITS}
+    counts = ", ".join(f"{split} {size}" for split, size in sizes.items() if size)
     try:
         if version.exists():
             _check_same(version, source, samples)
@@ -60,16 +84,18 @@ def main(arguments: flags.FlagValues) -> None:
         left_out = _build(version, source, plan_shards(source, samples), arguments)
     except OSError as error:
         raise UserError(
-            f"{out}: can't be written ({error.strerror or error}); mend that or name another --out"
+            f"--out={out}: can't be written ({error.strerror or error}); "
+            "fix that or choose another folder"
         ) from None
-    print(f"{version}: {counts}" + (f"; {left_out} of them left out, see rejects.jsonl" if left_out else ""))
+    rejected = f"; {left_out} of them left out, see rejects.jsonl" if left_out else ""
+    print(f"{version}: {counts}{rejected}")
 
 
-def _check_same(version: Any, source: str, samples: Sequence) -> None:
-    """Compares what is there with the manifest's content, and with its own checksums.
+def _check_same(version: "epath.Path", source: str, samples: Sequence["Sample"]) -> None:
+    """Checks an existing data set against its own checksums and the manifest's content.
 
     Raises:
-        UserError: it is something else, or damaged.
+        UserError: it is damaged, or has other content.
     """
     from tqdm import tqdm
 
@@ -78,49 +104,63 @@ def _check_same(version: Any, source: str, samples: Sequence) -> None:
 
     try:
         stored = json.loads((version / "metadata.json").read_text())["fingerprint"]
-        damaged = damaged_shard(version)
+        damaged = damaged_shard(str(version))
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{version}: holds no whole data set; remove it or name another --out") from None
+        raise UserError(
+            f"{version}: has no complete data set; remove it or choose another --out"
+        ) from None
     if damaged:
-        raise UserError(f"{version / damaged}: is damaged or missing; remove {version} and build again")
+        raise UserError(
+            f"{version / damaged}: is damaged or missing; remove {version} and build again"
+        )
     ordered = [sample for split in SPLITS for sample in samples if sample.split == split]
     bar = tqdm(ordered, desc="comparing", unit="sample", disable=None)
     if fingerprint(read_digest(source, sample) for sample in bar) != stored:
-        raise UserError(f"{version}: holds a data set of other content; remove it or name another --out")
+        raise UserError(
+            f"{version}: has a data set with other content; remove it or choose another --out"
+        )
 
 
-def _build(version: Any, source: str, shards: Sequence, arguments: flags.FlagValues) -> int:
-    """Writes the shards that aren't there and puts them together; returns the number of samples left out.
+def _build(
+    version: "epath.Path", source: str, shards: Sequence["Shard"], arguments: flags.FlagValues
+) -> int:
+    """Writes the missing shards and joins all; returns the number of samples left out.
 
     Raises:
-        UserError: more samples have to be left out than may be; shards without such samples are kept for the next try.
+        UserError: more samples would be left out than --max_rejects allows. Shards without such
+            samples are kept for the next run.
     """
-    from aesthetic_jax.data.dataset import finish, read_description
+    from aesthetic_jax.data.dataset import finish, read_description, read_descriptions
 
     unfinished = version.parent / "unfinished"
-    _claim(unfinished, source, shards)
-    left = [shard for shard in shards if read_description(unfinished, shard) is None]
-    write = _write_with_beam if arguments.beam_runner else _write_here
-    write(source, str(unfinished), left, sum(len(x.samples) for x in shards), arguments)
-    told = [read_description(unfinished, shard) for shard in shards]
-    rejects = [reject for each in told for reject in each["rejects"]]
-    allowed = arguments.max_rejects * sum(len(shard.samples) for shard in shards)
-    if len(rejects) > allowed or not any(each["kept"] for each in told):
-        for shard, each in zip(shards, told, strict=True):
-            if each["rejects"]:
+    _prepare_folder(unfinished, source, shards)
+    missing = [shard for shard in shards if read_description(str(unfinished), shard) is None]
+    total = sum(len(shard.samples) for shard in shards)
+    if arguments.beam_runner:
+        _write_with_beam(source, str(unfinished), missing, arguments)
+    else:
+        _write_locally(source, str(unfinished), missing, total, arguments.workers)
+    described = read_descriptions(str(unfinished), shards)
+    rejects = [reject for _, description in described for reject in description["rejects"]]
+    kept_any = any(description["kept"] for _, description in described)
+    if len(rejects) > arguments.max_rejects * total or not kept_any:
+        for shard, description in described:
+            if description["rejects"]:
                 (unfinished / f"{shard.file}.json").unlink()
-        _remove_if_nothing_is_done(unfinished, shards)
-        more = f" ({len(rejects) - 1} more samples are bad; --max_rejects=SHARE leaves them out)" if rejects[1:] else ""
-        raise UserError(f"{rejects[0]['reason']}{more}")
+        _remove_if_empty(unfinished, shards)
+        others = len(rejects) - 1
+        plural = "s" if others > 1 else ""
+        more = f" ({others} more bad sample{plural}; --max_rejects=SHARE leaves them out)"
+        raise UserError(rejects[0]["reason"] + (more if others else ""))
     (unfinished / "plan.json").unlink()
     finish(str(unfinished), shards, str(version))
     return len(rejects)
 
 
-def _claim(unfinished: Any, source: str, shards: Sequence) -> None:
-    """Makes the folder for shards; what it holds of another manifest is removed."""
-    told = [[shard.file, [(x.id, x.images) for x in shard.samples]] for shard in shards]
-    plan = hashlib.sha256(json.dumps([source, told]).encode()).hexdigest()
+def _prepare_folder(unfinished: "epath.Path", source: str, shards: Sequence["Shard"]) -> None:
+    """Makes the folder for shards; removes shards of another manifest from it."""
+    content = [[shard.file, [(x.id, x.images) for x in shard.samples]] for shard in shards]
+    plan = hashlib.sha256(json.dumps([source, content]).encode()).hexdigest()
     file = unfinished / "plan.json"
     if unfinished.exists() and not (file.exists() and file.read_text() == plan):
         unfinished.rmtree()
@@ -128,10 +168,11 @@ def _claim(unfinished: Any, source: str, shards: Sequence) -> None:
     file.write_text(plan)
 
 
-def _remove_if_nothing_is_done(unfinished: Any, shards: Sequence) -> None:
+def _remove_if_empty(unfinished: "epath.Path", shards: Sequence["Shard"]) -> None:
+    """Removes the folder for shards, and empty ones above it, unless it has a complete shard."""
     from aesthetic_jax.data.dataset import read_description
 
-    if any(read_description(unfinished, shard) for shard in shards):
+    if any(read_description(str(unfinished), shard) for shard in shards):
         return
     unfinished.rmtree()
     for folder in (unfinished.parent, unfinished.parent.parent):
@@ -139,22 +180,28 @@ def _remove_if_nothing_is_done(unfinished: Any, shards: Sequence) -> None:
             folder.rmdir()
 
 
-def _write_here(source: str, target: str, shards: Sequence, total: int, arguments: flags.FlagValues) -> None:
+def _write_locally(
+    source: str, target: str, shards: Sequence["Shard"], total: int, workers: int
+) -> None:
+    """Writes shards in processes of this machine; the bar counts up to `total` samples."""
     from tqdm import tqdm
 
     from aesthetic_jax.data.dataset import write_shard
 
-    initial = total - sum(len(shard.samples) for shard in shards)
-    with tqdm(total=total, initial=initial, desc="building", unit="sample", disable=None) as bar:
-        if arguments.workers == 1:
+    finished = total - sum(len(shard.samples) for shard in shards)
+    with tqdm(total=total, initial=finished, desc="building", unit="sample", disable=None) as bar:
+        if workers == 1:
             for shard in shards:
                 write_shard(source, target, shard)
                 bar.update(len(shard.samples))
             return
         context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
-        pool = concurrent.futures.ProcessPoolExecutor(arguments.workers, context, _start_worker)
+        pool = concurrent.futures.ProcessPoolExecutor(workers, context, _start_worker)
         try:
-            sizes = {pool.submit(write_shard, source, target, shard): len(shard.samples) for shard in shards}
+            sizes = {
+                pool.submit(write_shard, source, target, shard): len(shard.samples)
+                for shard in shards
+            }
             for future in concurrent.futures.as_completed(sizes):
                 future.result()
                 bar.update(sizes[future])
@@ -163,22 +210,30 @@ def _write_here(source: str, target: str, shards: Sequence, total: int, argument
 
 
 def _start_worker() -> None:
-    """Leaves Ctrl-C to the parent, and ends with it even where it is killed."""
+    """Makes a worker ignore Ctrl-C and exit with its parent, even if the parent is killed."""
 
-    def end_with_parent():
-        multiprocessing.parent_process().join()
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
         os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _write_with_beam(source: str, target: str, shards: Sequence, total: int, arguments: flags.FlagValues) -> None:
+def _write_with_beam(
+    source: str, target: str, shards: Sequence["Shard"], arguments: flags.FlagValues
+) -> None:
     try:
-        import apache_beam as beam
+        import apache_beam as beam  # pyright: ignore[reportMissingImports]
+        from apache_beam.options.pipeline_options import (  # pyright: ignore[reportMissingImports]
+            PipelineOptions,
+        )
     except ImportError:
-        raise UserError("--beam_runner: Apache Beam is not installed; pip install 'aesthetic-jax[beam]'") from None
-    from apache_beam.options.pipeline_options import PipelineOptions
+        raise UserError(
+            "--beam_runner: Apache Beam is not installed; pip install 'aesthetic-jax[beam]'"
+        ) from None
 
     from aesthetic_jax.data.dataset import write_shard
 
@@ -186,11 +241,14 @@ def _write_with_beam(source: str, target: str, shards: Sequence, total: int, arg
     try:
         pipeline = beam.Pipeline(runner=arguments.beam_runner, options=options)
     except ValueError as error:
-        raise UserError(f"--beam_runner={arguments.beam_runner}: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--beam_runner={arguments.beam_runner}: {reason}; correct the runner or its options"
+        ) from None
     with pipeline:
         (
             pipeline
             | beam.Create(list(shards))
-            | beam.Reshuffle()  # or one worker would get them all
+            | beam.Reshuffle()  # otherwise one worker would get all shards
             | beam.Map(lambda shard: write_shard(source, target, shard))
         )

@@ -14,7 +14,15 @@ from aesthetic_jax.data.records import open_records
 
 
 def build(manifest, out, *flags):
-    command = [sys.executable, "-m", "aesthetic_jax", "build", f"--manifest={manifest}", f"--out={out}", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "aesthetic_jax",
+        "build",
+        f"--manifest={manifest}",
+        f"--out={out}",
+        *flags,
+    ]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -29,7 +37,9 @@ def refused(run, *said):
 
 
 def snapshot(folder):
-    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+    return {
+        path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))
+    }
 
 
 @pytest.fixture
@@ -42,7 +52,15 @@ def source(tmp_path):
     candidates = tuple(f"{x}.png" for x in "abcd")
     splits = ("train", "train", "test", "validation")
     samples = [
-        Sample(f"s{number}", splits[number % 4], DIMENSIONS[number % 4], "o.png", candidates, ("B",), "Because.")
+        Sample(
+            f"s{number}",
+            splits[number % 4],
+            DIMENSIONS[number % 4],
+            "o.png",
+            candidates,
+            ("B",),
+            "Because.",
+        )
         for number in range(20)
     ]
     write_manifest(samples, str(folder / "manifest.jsonl"))
@@ -63,7 +81,10 @@ def test_a_manifest_becomes_a_data_set_once(source, tmp_path):
     before = snapshot(out)
     again = build(source / "manifest.jsonl", out, "--workers=1")
     assert (again.returncode, again.stderr) == (0, "")
-    assert again.stdout == f"{out}/screening/1.0.0: holds this data set already; train 10, validation 5, test 5\n"
+    assert (
+        again.stdout
+        == f"{out}/screening/1.0.0: holds this data set already; train 10, validation 5, test 5\n"
+    )
     assert snapshot(out) == before
 
 
@@ -80,7 +101,11 @@ def test_a_data_set_of_other_content_is_kept(source, tmp_path, what):
         text = (source / "manifest.jsonl").read_text()
         (source / "manifest.jsonl").write_text(text.replace("Because.", "Why not.", 1))
     run = build(source / "manifest.jsonl", out, "--workers=1")
-    refused(run, f"{out}/screening/1.0.0: holds a data set of other content; remove it or name another --out")
+    refused(
+        run,
+        f"{out}/screening/1.0.0: has a data set with other content;",
+        "remove it or choose another --out",
+    )
     assert snapshot(out) == before
 
 
@@ -96,15 +121,21 @@ def test_a_bad_image_is_named_and_nothing_is_left(source, tmp_path, workers):
 def test_an_animation_is_refused_by_name(source, tmp_path):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     frames[0].save(source / "b.png", "GIF", save_all=True, append_images=frames[1:])
-    refused(build(source / "manifest.jsonl", tmp_path / "out", "--workers=1"), f"{source}/b.png: is an animation")
+    refused(
+        build(source / "manifest.jsonl", tmp_path / "out", "--workers=1"),
+        f"{source}/b.png: is an animation",
+    )
 
 
-def test_what_was_in_the_folder_before_stays_after_a_failure(source, tmp_path):
+def test_a_failed_build_leaves_other_files_alone(source, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
     (source / "c.png").write_bytes(b"no image")
-    refused(build(source / "manifest.jsonl", out, "--workers=1"), "c.png: is no image of a known format")
+    refused(
+        build(source / "manifest.jsonl", out, "--workers=1"),
+        "c.png: is not an image of a known format",
+    )
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
 
@@ -112,7 +143,10 @@ def test_bad_manifests_are_refused_before_anything_is_written(source, tmp_path):
     path = source / "manifest.jsonl"
     path.write_text(path.read_text() + json.dumps({"id": "x"}) + "\n")
     refused(build(path, tmp_path / "out"), f"{path}: line 21: field 'split' is missing; add it")
-    refused(build(source / "nothing.jsonl", tmp_path / "out"), "nothing.jsonl: there is no such manifest")
+    refused(
+        build(source / "nothing.jsonl", tmp_path / "out"),
+        "nothing.jsonl: there is no such manifest",
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -130,17 +164,29 @@ def test_an_out_that_is_a_file_or_half_a_data_set_is_refused(source, tmp_path):
     half = tmp_path / "half" / "screening" / "1.0.0"
     half.mkdir(parents=True)
     (half / "x").write_text("")
-    refused(build(source / "manifest.jsonl", tmp_path / "half"), f"{half}: holds no whole data set; remove it")
+    refused(
+        build(source / "manifest.jsonl", tmp_path / "half"),
+        f"{half}: has no complete data set; remove it",
+    )
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_build_goes_on_behind_the_shards_that_are_done(source, tmp_path, how):
+def test_a_stopped_build_keeps_the_complete_shards(source, tmp_path, how):
     path, out = source / "manifest.jsonl", tmp_path / "out"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     many = [row | {"id": f"{number}-{row['id']}"} for number in range(1000) for row in rows]
     path.write_text("".join(json.dumps(row) + "\n" for row in many))
-    command = [sys.executable, "-m", "aesthetic_jax", "build", f"--manifest={path}", f"--out={out}", "--workers=2"]
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and what they start
+    command = [
+        sys.executable,
+        "-m",
+        "aesthetic_jax",
+        "build",
+        f"--manifest={path}",
+        f"--out={out}",
+        "--workers=2",
+    ]
+    # The background jobs of a shell ignore SIGINT, and so would the processes they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(out.glob("screening/unfinished/*_record.json")):
         assert process.poll() is None, "the build ended before it could be stopped"
@@ -148,11 +194,13 @@ def test_a_stopped_build_goes_on_behind_the_shards_that_are_done(source, tmp_pat
     process.send_signal(how)
     out_text, errors = process.communicate()
     assert out_text == ""
-    assert how == signal.SIGKILL or errors == ""  # Python says what a killed process left
+    assert how == signal.SIGKILL or errors == ""  # after SIGKILL, Python reports leaked semaphores
     if how == signal.SIGINT:
         assert process.returncode == 130
     assert [folder.name for folder in (out / "screening").iterdir()] == ["unfinished"]
-    done = [file for file in out.rglob("*.array_record") if file.with_name(f"{file.name}.json").exists()]
+    done = [
+        file for file in out.rglob("*.array_record") if file.with_name(f"{file.name}.json").exists()
+    ]
     written = {file.name: file.stat().st_mtime_ns for file in done}
 
     assert build(path, out, "--workers=2").returncode == 0
@@ -171,13 +219,17 @@ def test_samples_that_can_not_be_decoded_may_be_left_out(source, tmp_path):
     text[4] = text[4].replace("c.png", "bad.png")
     text[5] = text[5].replace("o.png", "bad.png")
     path.write_text("\n".join(text))
-    refused(build(path, out), "bad.png: can't be decoded", "1 more samples are bad", "--max_rejects")
+    refused(build(path, out), "bad.png: can't be decoded", "1 more bad sample;", "--max_rejects")
     refused(build(path, out, "--max_rejects=0.05"), "bad.png: can't be decoded")
     run = build(path, out, "--max_rejects=0.1")
-    assert (
-        run.stdout == f"{out}/screening/1.0.0: train 10, validation 5, test 5; 2 of them left out, see rejects.jsonl\n"
+    counts = "train 10, validation 5, test 5"
+    assert run.stdout == (
+        f"{out}/screening/1.0.0: {counts}; 2 of them left out, see rejects.jsonl\n"
     )
-    rejects = [json.loads(line) for line in (out / "screening" / "1.0.0" / "rejects.jsonl").read_text().splitlines()]
+    rejects = [
+        json.loads(line)
+        for line in (out / "screening" / "1.0.0" / "rejects.jsonl").read_text().splitlines()
+    ]
     assert [(row["id"], row["split"]) for row in rejects] == [("s4", "train"), ("s5", "train")]
     assert all(row["reason"].startswith(f"{source}/bad.png: can't be decoded") for row in rejects)
     assert open_records(data_dir=str(out)).ids() == [
@@ -191,7 +243,11 @@ def test_a_damaged_shard_is_found_when_it_is_built_again(source, tmp_path):
     assert build(source / "manifest.jsonl", out).returncode == 0
     folder = out / "screening" / "1.0.0"
     check = subprocess.run(
-        ["b2sum", "--check", "checksums.txt"], cwd=folder, capture_output=True, text=True, check=False
+        ["b2sum", "--check", "checksums.txt"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (check.returncode, check.stdout.count(": OK")) == (0, 3)
     (shard,) = folder.glob("*-test.*")
@@ -209,9 +265,15 @@ def test_beam_writes_the_same_data_set(source, tmp_path):
     assert run.returncode == 0, run.stderr
     assert build(path, tmp_path / "here").returncode == 0
     for file in (out / "screening" / "1.0.0").glob("*array_record*"):
-        assert file.read_bytes() == (tmp_path / "here" / "screening" / "1.0.0" / file.name).read_bytes()
+        assert (
+            file.read_bytes()
+            == (tmp_path / "here" / "screening" / "1.0.0" / file.name).read_bytes()
+        )
 
 
 def test_a_missing_beam_gets_one_line(source, tmp_path):
     if importlib.util.find_spec("apache_beam") is None:
-        refused(build(source / "manifest.jsonl", tmp_path / "out", "--beam_runner=DirectRunner"), "pip install")
+        refused(
+            build(source / "manifest.jsonl", tmp_path / "out", "--beam_runner=DirectRunner"),
+            "pip install",
+        )

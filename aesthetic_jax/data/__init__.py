@@ -1,1 +1,1 @@
-"""Data: manifest, synthetic scenes, TFDS builder, prompts, images, input pipeline, hard cases."""
+"""Data: manifest, synthetic scenes, built data sets, prompts, images, batches, hard cases."""

@@ -1,12 +1,18 @@
-"""The TFDS data set that a manifest becomes: ArrayRecord shards, written without TensorFlow, in the manifest's order.
+"""Writes a manifest as a TFDS data set, without TensorFlow: ArrayRecord shards in file order.
 
-JPEG, PNG and WebP files are stored byte for byte, whatever their mode (CMYK, 16 bits, palette); the other formats that
-`decode_image` reads are stored as PNG of the same pixels. `aesthetic_jax.data.records.open_records` reads them back.
+JPEG, PNG and WebP files are stored byte for byte, whatever their mode (CMYK, 16 bits, palette).
+The other formats that `decode_image` reads are stored as PNG of the same pixels.
+`aesthetic_jax.data.records.open_records` reads the data set.
 
-A shard is written on its own, by any process of any machine, and then described by a file beside it, `SHARD.json`: what has
-one is whole. `finish` puts the shards of one folder together. It writes what TFDS wants to know; a metadata.json with what is
-wanted without reading the samples (the fingerprint of the content, and of each split the ids, the dimensions and the numbers of
-the samples that have reasoning); `checksums.txt`, which `b2sum --check` reads; and `rejects.jsonl` where samples were left out.
+Any process on any machine can write a shard independently. It then writes the shard's description,
+`SHARD.json`, next to it; a shard with a description is complete. `finish` turns the shards of one
+folder into the data set. It adds
+
+- the files that TFDS needs;
+- `metadata.json`, what readers need without reading samples: the content's fingerprint and, for
+  each split, the samples' ids, their dimensions, and the indices of those with reasoning;
+- `checksums.txt`, which `b2sum --check` reads;
+- `rejects.jsonl`, where samples were left out.
 """
 
 import dataclasses
@@ -18,7 +24,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -30,9 +36,11 @@ from aesthetic_jax.files import in_object_store, write_whole
 
 NAME, VERSION = "screening", "1.0.0"
 SHARD_BYTES = 128 * 2**20
-LEAST_SHARDS, LEAST_SAMPLES = 16, 128  # a smaller split has so many shards, of so many samples at least: work to divide
+# Small splits still get this many shards, so that workers share them,
+# unless a shard would get fewer samples than the minimum.
+LEAST_SHARDS, LEAST_SAMPLES = 16, 128
 CHECKSUMS, REJECTS = "checksums.txt", "rejects.jsonl"
-STORED_FORMATS = ("JPEG", "PNG", "WEBP")  # byte for byte; others as PNG of the same pixels
+STORED_FORMATS = ("JPEG", "PNG", "WEBP")  # stored byte for byte; others as PNG of the same pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,58 +53,62 @@ class Shard:
 
     @property
     def file(self) -> str:
-        """Its name until the data set is whole."""
+        """The file's name until the data set is finished."""
         return f"{self.split}-{self.number:05d}.array_record"
 
 
 def plan_shards(folder: str, samples: Sequence[Sample]) -> list[Shard]:
-    """A manifest's samples in shards of about SHARD_BYTES, by the file sizes of up to 64 samples of each split.
+    """Divides a manifest's samples into shards of about SHARD_BYTES.
+
+    A split's size is estimated from the files of up to 64 of its samples.
 
     Args:
         folder: of the manifest.
-        samples: all of the manifest's.
+        samples: all samples of the manifest.
     """
     shards = []
     for split in SPLITS:
         rows = [sample for sample in samples if sample.split == split]
         if not rows:
             continue
-        some = rows[:: math.ceil(len(rows) / 64)]
-        size = sum((epath.Path(folder) / image).stat().length for sample in some for image in sample.images)
-        by_size = math.ceil(size / len(some) * len(rows) / SHARD_BYTES)
+        measured = rows[:: math.ceil(len(rows) / 64)]
+        paths = (epath.Path(folder) / image for sample in measured for image in sample.images)
+        size = sum(path.stat().length for path in paths)
+        by_size = math.ceil(size / len(measured) * len(rows) / SHARD_BYTES)
         count = min(len(rows), max(1, by_size, min(LEAST_SHARDS, len(rows) // LEAST_SAMPLES)))
         bounds = [round(len(rows) * i / count) for i in range(count + 1)]
-        parts = [tuple(rows[start:end]) for start, end in itertools.pairwise(bounds)]
-        shards += [Shard(split, number, part) for number, part in enumerate(parts)]
+        chunks = [tuple(rows[start:end]) for start, end in itertools.pairwise(bounds)]
+        shards += [Shard(split, number, chunk) for number, chunk in enumerate(chunks)]
     return shards
 
 
 def write_shard(source: str, target: str, shard: Shard) -> None:
-    """Writes a shard and then its description; what can't be read or decoded is left out and listed in the latter.
+    """Writes a shard, then its description, which lists samples that can't be read or decoded.
 
     Args:
         source: folder of the manifest.
         target: folder of the shards.
+        shard: the shard to write.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     kept, digests, rejects = [], [], []
     serialize = _serializer()
-    with tempfile.TemporaryDirectory() as scratch:  # ArrayRecord files are written to disks only
+    with tempfile.TemporaryDirectory() as scratch:  # ArrayRecord writes to local disks only
         local = os.path.join(scratch, shard.file)
         writer = ArrayRecordWriter(local, "group_size:1")
         for number, sample in enumerate(shard.samples):
-            files, reason = _read_files(source, sample)
+            files, error = _read_files(source, sample)
             digests.append(sample_digest(sample, files))
             try:
-                if reason is not None:
-                    raise UserError(reason)
+                if error is not None:
+                    raise error
                 images = [
                     _storable(file, str(epath.Path(source) / name))
                     for file, name in zip(files, sample.images, strict=True)
                 ]
-            except UserError as error:
-                rejects.append({"id": sample.id, "split": sample.split, "reason": str(error)})
+            except UserError as reason:
+                rejects.append({"id": sample.id, "split": sample.split, "reason": str(reason)})
                 continue
             writer.write(serialize(sample, images))
             kept.append(number)
@@ -105,64 +117,88 @@ def write_shard(source: str, target: str, shard: Shard) -> None:
         partial = epath.Path(target) / f"{shard.file}.partial"
         epath.Path(local).copy(partial, overwrite=True)
     partial.replace(epath.Path(target) / shard.file)
-    told = {"kept": kept, "digests": digests, "rejects": rejects, "bytes": size, "checksum": checksum}
-    write_whole(epath.Path(target) / f"{shard.file}.json", json.dumps(told))
+    description = {
+        "kept": kept,
+        "digests": digests,
+        "rejects": rejects,
+        "bytes": size,
+        "checksum": checksum,
+    }
+    write_whole(epath.Path(target) / f"{shard.file}.json", json.dumps(description))
 
 
 def read_description(target: str, shard: Shard) -> dict[str, Any] | None:
-    """What `write_shard` said of a shard; None if it isn't there, whole."""
+    """The description that `write_shard` wrote; None if the shard is missing or incomplete."""
     file = epath.Path(target) / shard.file
     try:
-        told = json.loads((file.parent / f"{shard.file}.json").read_text())
-        return told if file.stat().length == told["bytes"] else None
+        description = json.loads((file.parent / f"{shard.file}.json").read_text())
+        return description if file.stat().length == description["bytes"] else None
     except (OSError, ValueError, KeyError):
         return None
 
 
+def read_descriptions(target: str, shards: Sequence[Shard]) -> list[tuple[Shard, dict[str, Any]]]:
+    """All shards with their descriptions.
+
+    Raises:
+        ValueError: a shard is missing or incomplete.
+    """
+    described = []
+    for shard in shards:
+        description = read_description(target, shard)
+        if description is None:
+            raise ValueError(f"{target}: {shard.file} is not complete")
+        described.append((shard, description))
+    return described
+
+
 def finish(target: str, shards: Sequence[Shard], final: str) -> None:
-    """Makes the shards of a folder the data set `final`, which is whole once its `dataset_info.json` is there.
+    """Turns a folder of shards into a data set, complete once it has its `dataset_info.json`.
 
     Args:
-        target: folder that `write_shard` wrote all shards to; it ceases to be.
+        target: folder to which `write_shard` wrote all shards; it is moved.
         shards: all of them.
-        final: folder, not there yet.
+        final: folder of the data set; must not exist.
+
+    Raises:
+        ValueError: a shard is not complete.
     """
     import tensorflow_datasets as tfds
 
-    told = [read_description(target, shard) for shard in shards]
-    rows = {split: [] for split in SPLITS}
-    for shard, each in zip(shards, told, strict=True):
-        rows[shard.split] += [shard.samples[i] for i in each["kept"]]
-    rows = {split: samples for split, samples in rows.items() if samples}
-    metadata = {
-        "fingerprint": fingerprint(digest for each in told for digest in each["digests"]),
-        "ids": {split: [sample.id for sample in samples] for split, samples in rows.items()},
-        "dimensions": {split: [DIMENSIONS.index(x.dimension) for x in samples] for split, samples in rows.items()},
-        "reasoned": {split: [i for i, x in enumerate(samples) if x.reasoning] for split, samples in rows.items()},
+    described = read_descriptions(target, shards)
+    kept = {
+        split: [
+            shard.samples[i]
+            for shard, description in described
+            if shard.split == split
+            for i in description["kept"]
+        ]
+        for split in SPLITS
     }
     folder, splits, checksums = epath.Path(target), [], []
-    for split in rows:
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name=NAME, split=split, filetype_suffix="array_record"
-        )
-        mine = [(x, each) for x, each in zip(shards, told, strict=True) if x.split == split and each["kept"]]
-        for number, (shard, each) in enumerate(mine):
-            name = template.sharded_filepath(shard_index=number, num_shards=len(mine)).name
-            (folder / shard.file).replace(folder / name)
-            checksums.append(f"{each['checksum']}  {name}\n")
-        lengths, size = [len(each["kept"]) for _, each in mine], sum(each["bytes"] for _, each in mine)
-        splits.append(tfds.core.SplitInfo(split, lengths, size, template))
+    for split in (split for split in SPLITS if kept[split]):
+        info, lines = _name_shards(folder, split, described)
+        splits.append(info)
+        checksums += lines
     (folder / CHECKSUMS).write_text("".join(checksums))
-    if rejects := [reject for each in told for reject in each["rejects"]]:
+    rejects = [reject for _, description in described for reject in description["rejects"]]
+    if rejects:
         (folder / REJECTS).write_text("".join(json.dumps(reject) + "\n" for reject in rejects))
+    digests = (digest for _, description in described for digest in description["digests"])
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
-            name=NAME, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=__name__
+            name=NAME,
+            version=tfds.core.Version(VERSION),
+            data_dir=str(folder),
+            module_name=__name__,
         ),
-        description="One original product photo, its candidates, a dimension, and the candidates that pass it.",
+        description=(
+            "One original product photo, its candidates, a dimension, "
+            "and the candidates that pass it."
+        ),
         features=_features(),
         disable_shuffling=True,
-        metadata=tfds.core.MetadataDict(metadata),
+        metadata=tfds.core.MetadataDict(_metadata(kept, fingerprint(digests))),
     )
     info.set_file_format("array_record")
     info.set_splits(tfds.core.SplitDict(splits))
@@ -171,13 +207,51 @@ def finish(target: str, shards: Sequence[Shard], final: str) -> None:
         for file in epath.Path(scratch).iterdir():
             file.copy(folder / file.name, overwrite=True)
     for shard in shards:
-        (folder / shard.file).unlink(missing_ok=True)  # one of rejects alone
+        (folder / shard.file).unlink(missing_ok=True)  # a shard without any kept sample
         (folder / f"{shard.file}.json").unlink()
     _move(folder, epath.Path(final))
 
 
+def _name_shards(
+    folder: epath.Path, split: str, described: Sequence[tuple[Shard, dict[str, Any]]]
+) -> tuple[Any, list[str]]:
+    """Gives a split's shards the names that TFDS expects; returns its SplitInfo and checksums."""
+    import tensorflow_datasets as tfds
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=NAME, split=split, filetype_suffix="array_record"
+    )
+    filled = [(x, description) for x, description in described if x.split == split]
+    filled = [(shard, description) for shard, description in filled if description["kept"]]
+    checksums = []
+    for number, (shard, description) in enumerate(filled):
+        name = template.sharded_filepath(shard_index=number, num_shards=len(filled)).name
+        (folder / shard.file).replace(folder / name)
+        checksums.append(f"{description['checksum']}  {name}\n")
+    lengths = [len(description["kept"]) for _, description in filled]
+    size = sum(description["bytes"] for _, description in filled)
+    return tfds.core.SplitInfo(split, lengths, size, template), checksums
+
+
+def _metadata(kept: Mapping[str, Sequence[Sample]], fingerprint: str) -> dict[str, Any]:
+    """The content of metadata.json, given each split's samples."""
+    splits = {split: samples for split, samples in kept.items() if samples}
+    return {
+        "fingerprint": fingerprint,
+        "ids": {split: [sample.id for sample in samples] for split, samples in splits.items()},
+        "dimensions": {
+            split: [DIMENSIONS.index(sample.dimension) for sample in samples]
+            for split, samples in splits.items()
+        },
+        "reasoned": {
+            split: [i for i, sample in enumerate(samples) if sample.reasoning]
+            for split, samples in splits.items()
+        },
+    }
+
+
 def damaged_shard(final: str) -> str | None:
-    """The first shard of a data set that is not as it was written; None: all are."""
+    """The first file of a data set whose checksum is wrong; None if all are right."""
     folder = epath.Path(final)
     for line in (folder / CHECKSUMS).read_text().splitlines():
         checksum, name = line.split("  ", 1)
@@ -190,35 +264,45 @@ def damaged_shard(final: str) -> str | None:
 
 
 def fingerprint(digests: Iterable[str]) -> str:
-    """SHA-256 of all samples' digests in order: equal for equal content, wherever its files lie."""
+    """SHA-256 of all samples' digests in order: equal for equal content at any path."""
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def sample_digest(sample: Sample, files: Sequence[bytes]) -> str:
-    """SHA-256 of a sample's fields and files, as many as could be read."""
-    fields = [sample.id, sample.split, sample.dimension, sample.answer, sample.reasoning, sample.question]
+    """SHA-256 of a sample's fields and of those of its files that can be read."""
+    fields = [
+        sample.id,
+        sample.split,
+        sample.dimension,
+        sample.answer,
+        sample.reasoning,
+        sample.question,
+    ]
     return hashlib.sha256(
         json.dumps([*fields, [hashlib.sha256(file).hexdigest() for file in files]]).encode()
     ).hexdigest()
 
 
-def _read_files(source: str, sample: Sample) -> tuple[list[bytes], str | None]:
-    """A sample's files, and why the first that can't be read can't."""
-    files = []
-    for image in sample.images:
-        try:
-            files.append((epath.Path(source) / image).read_bytes())
-        except OSError as error:
-            return files, f"{epath.Path(source) / image}: can't be read ({error.strerror or error}); mend the file"
-    return files, None
-
-
 def read_digest(source: str, sample: Sample) -> str:
-    """`sample_digest` of a sample as its files are now."""
+    """`sample_digest` of a sample with its files as they are now."""
     return sample_digest(sample, _read_files(source, sample)[0])
 
 
+def _read_files(source: str, sample: Sample) -> tuple[list[bytes], UserError | None]:
+    """A sample's files up to the first that can't be read, and the error for that one."""
+    files = []
+    for image in sample.images:
+        path = epath.Path(source) / image
+        try:
+            files.append(path.read_bytes())
+        except OSError as error:
+            reason = f"{path}: can't be read ({error.strerror or error}); replace the file"
+            return files, UserError(reason)
+    return files, None
+
+
 def _storable(file: bytes, name: str) -> bytes:
+    """The bytes to store for an image; checks that it can be decoded."""
     as_it_is = image_format(file) in STORED_FORMATS
     image = decode_image(file, name, reduced=as_it_is)
     if as_it_is:
@@ -235,12 +319,18 @@ def _features() -> Any:
     return tfds.features.FeaturesDict(
         {
             "id": tfds.features.Text(doc="as in the manifest"),
-            "dimension": tfds.features.ClassLabel(names=DIMENSIONS, doc="what the candidates are judged by"),
+            "dimension": tfds.features.ClassLabel(
+                names=DIMENSIONS, doc="what the candidates are judged by"
+            ),
             "original": image,
             "candidates": tfds.features.Sequence(image, doc="2 to 8 images; the first is option A"),
-            "answer": tfds.features.Text(doc="sorted letters of the candidates that pass, such as AC, or nothing"),
+            "answer": tfds.features.Text(
+                doc="sorted letters of the candidates that pass, such as AC, or nothing"
+            ),
             "reasoning": tfds.features.Text(doc="chain of thought; nothing if there is none"),
-            "question": tfds.features.Text(doc="replaces the dimension's question; nothing if it stands"),
+            "question": tfds.features.Text(
+                doc="replaces the dimension's question; nothing if it stands"
+            ),
         }
     )
 
@@ -253,7 +343,8 @@ def _serializer() -> Callable[[Sample, Sequence[bytes]], bytes]:
     serializer = ExampleSerializer(features.get_serialized_info())
 
     def serialize(sample: Sample, images: Sequence[bytes]) -> bytes:
-        original, *candidates = map(io.BytesIO, images)  # encoded bytes; arrays would be encoded anew
+        # Files of encoded bytes are stored as they are; arrays would be encoded anew.
+        original, *candidates = map(io.BytesIO, images)
         fields = {
             "id": sample.id,
             "dimension": sample.dimension,
@@ -264,12 +355,12 @@ def _serializer() -> Callable[[Sample, Sequence[bytes]], bytes]:
             "question": sample.question or "",
         }
         example = serializer.get_tf_example(features.encode_example(fields))
-        return example.SerializeToString(deterministic=True)  # equal samples make equal files
+        return example.SerializeToString(deterministic=True)  # equal samples give equal files
 
     return serialize
 
 
-def _checksum(file: Any) -> str:
+def _checksum(file: epath.PathLike) -> str:
     """BLAKE2b of a file, as `b2sum` prints it."""
     hashed = hashlib.blake2b()
     with epath.Path(file).open("rb") as content:
@@ -279,7 +370,7 @@ def _checksum(file: Any) -> str:
 
 
 def _move(folder: epath.Path, final: epath.Path) -> None:
-    """Renames a folder; an object store has none, so its files move one by one, dataset_info.json last."""
+    """Renames a folder; in an object store its files move one by one, dataset_info.json last."""
     if not in_object_store(final):
         folder.rename(final)
         return

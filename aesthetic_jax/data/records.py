@@ -1,14 +1,17 @@
-"""Samples by number, with their images as encoded bytes, from a manifest or from a TFDS data set alike."""
+"""Samples by index, with their images as encoded bytes, from a manifest or a built data set."""
 
 import abc
 import dataclasses
 import functools
+import operator
+from collections.abc import Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 from etils import epath
 from jaxtyping import Bool, Int
 
-from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, place_name, read_manifest
+from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, image_role, read_manifest
 from aesthetic_jax.errors import UserError
 
 
@@ -17,11 +20,13 @@ class Record:
     """One sample.
 
     Attributes:
-        images: encoded, the original first.
+        id: as in the manifest.
+        dimension: one of DIMENSIONS.
+        images: encoded images, the original first.
         answer: letters of the candidates that pass.
         num_options: number of candidates.
-        reasoning: chain of thought, None where there is none.
-        question: replaces the dimension's question, None where the latter is meant.
+        reasoning: chain of thought, or None.
+        question: replaces the dimension's question, or None.
     """
 
     id: str
@@ -33,73 +38,88 @@ class Record:
     question: str | None
 
 
-class Records(abc.ABC):
-    """A split's samples in the manifest's order; random access, picklable.
+class Records(Sequence):
+    """A split's samples in the manifest's order, with random access; picklable.
 
-    Files are opened when a sample is asked for, and nothing read is kept.
+    Images are read on access and not kept.
     """
 
     @abc.abstractmethod
-    def __len__(self) -> int: ...
-
-    @abc.abstractmethod
-    def __getitem__(self, index: int) -> Record: ...
-
-    @abc.abstractmethod
     def ids(self) -> list[str]:
-        """The samples' ids in order, found without reading images."""
+        """The samples' ids in order; reads no images."""
 
     @abc.abstractmethod
-    def image_name(self, index: int, place: int) -> str:
-        """What errors call an image, 0 the original: its file, or SPLIT/ID/PLACE in a data set."""
+    def image_name(self, index: int, position: int) -> str:
+        """What errors call an image: its file, or SPLIT/ID/ROLE in a built data set.
+
+        Args:
+            index: index of the sample.
+            position: position of the image in the sample; 0 is the original.
+        """
 
     @abc.abstractmethod
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
-        """Which samples have a chain of thought, found without reading images."""
+        """Which samples have a chain of thought; reads no images."""
 
     @abc.abstractmethod
     def dimensions(self) -> Int[np.ndarray, " R"]:
-        """The place of each sample's dimension in DIMENSIONS, found without reading images."""
+        """Each sample's dimension as an index into DIMENSIONS; reads no images."""
 
 
-def open_records(manifest: str | None = None, data_dir: str | None = None, split: str = "train") -> Records:
-    """The samples of a split, from a manifest or from what `build` made of one; the other argument is None or "".
+def open_records(
+    manifest: str | None = None, data_dir: str | None = None, split: str = "train"
+) -> Records:
+    """The samples of a split; give one of `manifest` and `data_dir`, the other None or "".
 
     Args:
-        manifest: a manifest.jsonl; its images are looked for.
-        data_dir: the folder that `build --out` was given, or the version folder inside it.
+        manifest: a manifest.jsonl, whose images must exist.
+        data_dir: the folder of `build --out`, or the version folder inside it.
+        split: one of SPLITS.
 
     Raises:
-        UserError: not exactly one of the two, no such data, or no samples in the split.
+        UserError: not exactly one source, no such data, or no samples in the split.
     """
     _check_source(manifest, data_dir)
     if manifest:
         samples = tuple(sample for sample in read_manifest(manifest) if sample.split == split)
         if not samples:
-            raise UserError(f"{manifest}: has no samples of split '{split}'; add some or name another split")
+            raise UserError(
+                f"{manifest}: has no samples of split '{split}'; add some or choose another split"
+            )
         return _ManifestRecords(manifest, split, samples)
-    return _BuiltRecords(_version_folder(data_dir), split).checked()
-
-
-def _check_source(manifest: str | None, data_dir: str | None) -> None:
-    if bool(manifest) == bool(data_dir):
-        raise UserError("data: give either data.manifest or data.data_dir")
+    records = _BuiltRecords(_version_folder(data_dir or ""), split)
+    splits = records.splits()
+    if split not in splits:
+        raise UserError(
+            f"{records.data_dir}: has no samples of split '{split}'; "
+            f"choose one of {', '.join(splits)}"
+        )
+    return records
 
 
 def open_splits(manifest: str | None = None, data_dir: str | None = None) -> dict[str, Records]:
-    """All splits that have samples, each as `open_records` gives it; a manifest is read once.
+    """All splits that have samples, as `open_records` opens each; a manifest is read once.
 
     Raises:
-        UserError: as `open_records`.
+        UserError: not exactly one source, or no such data.
     """
     _check_source(manifest, data_dir)
     if manifest:
         samples = read_manifest(manifest)
-        rows = {split: tuple(sample for sample in samples if sample.split == split) for split in SPLITS}
-        return {split: _ManifestRecords(manifest, split, rows[split]) for split in SPLITS if rows[split]}
-    folder = _version_folder(data_dir)
+        rows = {
+            split: tuple(sample for sample in samples if sample.split == split) for split in SPLITS
+        }
+        return {
+            split: _ManifestRecords(manifest, split, rows[split]) for split in SPLITS if rows[split]
+        }
+    folder = _version_folder(data_dir or "")
     names = _BuiltRecords(folder, "").splits()
     return {split: _BuiltRecords(folder, split) for split in SPLITS if split in names}
+
+
+def _check_source(manifest: str | None, data_dir: str | None) -> None:
+    if bool(manifest) == bool(data_dir):
+        raise UserError("config: give either data.manifest or data.data_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,22 +131,33 @@ class _ManifestRecords(Records):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: SupportsIndex) -> Record:
         sample = self.samples[index]
         folder = epath.Path(self.manifest).parent
-        try:
-            images = tuple((folder / image).read_bytes() for image in sample.images)
-        except OSError as error:
-            raise UserError(f"{self.manifest}: sample {sample.id}: an image can't be read ({error})") from None
-        options = len(sample.candidates)
-        answer = frozenset(sample.answer)
-        return Record(sample.id, sample.dimension, images, answer, options, sample.reasoning, sample.question)
+        images = []
+        for image in sample.images:
+            try:
+                images.append((folder / image).read_bytes())
+            except OSError as error:
+                raise UserError(
+                    f"{folder / image}: can't be read ({error.strerror or error}); "
+                    f"restore it, or remove sample {sample.id} from {self.manifest}"
+                ) from None
+        return Record(
+            id=sample.id,
+            dimension=sample.dimension,
+            images=tuple(images),
+            answer=frozenset(sample.answer),
+            num_options=len(sample.candidates),
+            reasoning=sample.reasoning,
+            question=sample.question,
+        )
 
     def ids(self) -> list[str]:
         return [sample.id for sample in self.samples]
 
-    def image_name(self, index: int, place: int) -> str:
-        return str(epath.Path(self.manifest).parent / self.samples[index].images[place])
+    def image_name(self, index: int, position: int) -> str:
+        return str(epath.Path(self.manifest).parent / self.samples[index].images[position])
 
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.array([bool(sample.reasoning) for sample in self.samples])
@@ -140,25 +171,26 @@ class _BuiltRecords(Records):
     data_dir: str
     split: str
 
-    def checked(self) -> "_BuiltRecords":
-        """Itself, unless the data set is damaged or has no such split."""
-        if self.split not in (splits := self.splits()):
-            raise UserError(f"{self.data_dir}: has no samples of split '{self.split}'; it has {', '.join(splits)}")
-        return self
-
     def splits(self) -> list[str]:
-        """The data set's splits, unless it is damaged."""
+        """The data set's splits.
+
+        Raises:
+            UserError: the data set is damaged.
+        """
         try:
             splits = self._builder.info.splits
-            samples, indexed = (
-                sum(x.num_examples for x in splits.values()),
-                sum(map(len, self._metadata["ids"].values())),
-            )
+            stored = sum(info.num_examples for info in splits.values())
+            listed = sum(map(len, self._metadata["ids"].values()))
         except Exception as error:  # TFDS raises many kinds
             reason = " ".join(str(error).split())[:100]
-            raise UserError(f"{self.data_dir}: can't be opened ({reason}); build the data set again") from None
-        if samples != indexed:
-            raise UserError(f"{self.data_dir}: is no data set of aesthetic-jax build, or damaged; build it again")
+            raise UserError(
+                f"{self.data_dir}: can't be opened ({reason}); build the data set again"
+            ) from None
+        if stored != listed:
+            raise UserError(
+                f"{self.data_dir}: is damaged, or not a data set of aesthetic-jax build; "
+                "build it again"
+            )
         return list(splits)
 
     @functools.cached_property
@@ -168,30 +200,33 @@ class _BuiltRecords(Records):
         return tfds.builder_from_directory(self.data_dir)
 
     @property
-    def _metadata(self):
-        return self._builder.info.metadata
+    def _metadata(self) -> dict[str, Any]:
+        return self._builder.info.metadata or {}
 
     @functools.cached_property
     def _source(self):
         import tensorflow_datasets as tfds
 
-        class KeepEncoded(tfds.decode.SkipDecoding):  # TFDS's own lacks the NumPy path for sequences
+        class KeepEncoded(tfds.decode.SkipDecoding):
+            # TFDS's own class lacks the NumPy path for sequences.
             def decode_batch_example_np(self, example):
                 return example
 
         decoders = {"original": KeepEncoded(), "candidates": KeepEncoded()}
-        return self._builder.as_data_source(self.split, decoders=decoders)
+        # pyright reads the wrong signature from TFDS's decorators.
+        return self._builder.as_data_source(self.split, decoders=decoders)  # pyright: ignore
 
-    def __getstate__(self):  # open files stay behind; Grain's workers open their own
+    def __getstate__(self):  # without open files: Grain's workers open their own
         return {"data_dir": self.data_dir, "split": self.split}
 
     def __len__(self) -> int:
         return len(self._metadata["ids"][self.split])
 
-    def __getitem__(self, index: int) -> Record:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self!r} has {len(self)} samples, none of number {index}")
-        row = self._source[int(index) % len(self)]
+    def __getitem__(self, index: SupportsIndex) -> Record:
+        number = operator.index(index)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"{self!r} has {len(self)} samples, none with index {number}")
+        row = self._source[number % len(self)]
         images = (row["original"], *row["candidates"])
         return Record(
             id=row["id"].decode(),
@@ -206,8 +241,9 @@ class _BuiltRecords(Records):
     def ids(self) -> list[str]:
         return list(self._metadata["ids"][self.split])
 
-    def image_name(self, index: int, place: int) -> str:
-        return f"{self.split}/{self._metadata['ids'][self.split][index]}/{place_name(place)}"
+    def image_name(self, index: int, position: int) -> str:
+        sample = self._metadata["ids"][self.split][index]
+        return f"{self.split}/{sample}/{image_role(position)}"
 
     def has_reasoning(self) -> Bool[np.ndarray, " R"]:
         return np.isin(np.arange(len(self)), self._metadata["reasoned"][self.split])
@@ -217,13 +253,16 @@ class _BuiltRecords(Records):
             return np.array(self._metadata["dimensions"][self.split])
         except KeyError:
             raise UserError(
-                f"{self.data_dir}: does not tell the samples' dimensions, an older version built it; build it again"
+                f"{self.data_dir}: metadata.json lacks the samples' dimensions; "
+                "build the data set again"
             ) from None
 
 
 def _version_folder(data_dir: str) -> str:
-    """Where TFDS put the data set inside the folder that `build` was given."""
+    """The folder in which TFDS put the data set: `build --out` or the version folder in it."""
     for folder in (epath.Path(data_dir), epath.Path(data_dir) / "screening" / "1.0.0"):
         if (folder / "dataset_info.json").exists():
             return str(folder)
-    raise UserError(f"{data_dir}: is no data set; make one with aesthetic-jax build --manifest=FILE --out=DIR")
+    raise UserError(
+        f"{data_dir}: has no data set; make one with aesthetic-jax build --manifest=FILE --out=DIR"
+    )

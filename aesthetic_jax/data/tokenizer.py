@@ -1,9 +1,9 @@
-"""The byte-level BPE tokenizer of InternVL: loading one, training a small one, and the tokens that the model needs."""
+"""InternVL's byte-level BPE tokenizer: loading, saving, and training a small one."""
 
 import dataclasses
 import json
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, SupportsInt
 
 from etils import epath
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -14,20 +14,21 @@ END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, IMAGE_START, IMAGE_END, IMAGE_CONTEXT)
 
-# Files that make up a published tokenizer and processor; they travel with a model from run to run and on export.
+# The files of a published tokenizer and processor, which runs and exports copy.
 TOKENIZER_FILES = (
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
-    "chat_template.jinja chat_template.json preprocessor_config.json processor_config.json generation_config.json"
+    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json "
+    "vocab.json merges.txt chat_template.jinja chat_template.json "
+    "preprocessor_config.json processor_config.json generation_config.json"
 ).split()
 
 
 @dataclasses.dataclass(frozen=True)
 class ChatTokenizer:
-    """A tokenizer that has the chat and image tokens.
+    """A tokenizer that has the chat and image tokens of InternVL.
 
     Attributes:
         tokenizer: the `tokenizers.Tokenizer` itself.
-        pad: id of <|endoftext|>, which fills up rows.
+        pad: id of <|endoftext|>, which pads rows.
         end: id of <|im_end|>, which ends a completion.
         image: id of <IMG_CONTEXT>, which an image feature replaces.
     """
@@ -38,14 +39,14 @@ class ChatTokenizer:
     image: int
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text; special tokens written in it are recognised, none are added."""
+        """Token ids of a text; special tokens in it are recognised, none are added."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of a completion's ids, cut at its first end-of-turn token."""
+    def decode(self, ids: Iterable[SupportsInt]) -> str:
+        """Text of a completion's ids, up to its first end-of-turn token."""
         kept = []
         for token in ids:
-            if token in (self.end, self.pad):
+            if int(token) in (self.end, self.pad):
                 break
             kept.append(int(token))
         return self.tokenizer.decode(kept, skip_special_tokens=False)
@@ -57,15 +58,36 @@ class ChatTokenizer:
 
 
 def wrap_tokenizer(tokenizer: Tokenizer, name: str) -> ChatTokenizer:
-    """Looks up the tokens the model needs; a tokenizer without them is refused, since text would stand in for images."""
-    ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
-    if missing := [token for token, index in ids.items() if index is None]:
-        raise UserError(f"{name}: the tokenizer lacks {' '.join(missing)}; use the tokenizer of an InternVL checkpoint")
-    return ChatTokenizer(tokenizer, pad=ids[END_OF_TEXT], end=ids[TURN_END], image=ids[IMAGE_CONTEXT])
+    """Looks up the ids of the special tokens.
+
+    Args:
+        tokenizer: any `tokenizers.Tokenizer`.
+        name: what errors call it.
+
+    Raises:
+        UserError: a special token is missing; its plain text would then replace images.
+    """
+    ids = {
+        token: index
+        for token in SPECIAL_TOKENS
+        if (index := tokenizer.token_to_id(token)) is not None
+    }
+    if missing := [token for token in SPECIAL_TOKENS if token not in ids]:
+        raise UserError(
+            f"{name}: the tokenizer lacks {' '.join(missing)}; "
+            "use the tokenizer of an InternVL checkpoint"
+        )
+    return ChatTokenizer(
+        tokenizer, pad=ids[END_OF_TEXT], end=ids[TURN_END], image=ids[IMAGE_CONTEXT]
+    )
 
 
 def load_tokenizer(directory: str) -> ChatTokenizer:
-    """Reads tokenizer.json, or the vocab.json and merges.txt of the original checkpoints."""
+    """Reads tokenizer.json, or the vocab.json and merges.txt of the original checkpoints.
+
+    Raises:
+        UserError: there is no tokenizer, it is damaged, or it lacks a special token.
+    """
     folder = epath.Path(directory)
     file = folder / "tokenizer.json"
     if file.exists():
@@ -74,8 +96,9 @@ def load_tokenizer(directory: str) -> ChatTokenizer:
         except UserError:
             raise
         except Exception as error:  # tokenizers raises bare Exceptions
+            reason = " ".join(str(error).split())[:100]
             raise UserError(
-                f"{file}: no tokenizer can be read from it ({error}); copy the checkpoint's again"
+                f"{file}: is not a tokenizer ({reason}); copy the checkpoint's file again"
             ) from None
     if (folder / "vocab.json").exists():
         from transformers import AutoTokenizer
@@ -83,14 +106,19 @@ def load_tokenizer(directory: str) -> ChatTokenizer:
         slow = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         return wrap_tokenizer(slow.backend_tokenizer, str(folder / "vocab.json"))
     raise UserError(
-        f"{folder}: has no tokenizer.json and no vocab.json; copy the tokenizer files of the checkpoint there"
+        f"{folder}: has no tokenizer.json and no vocab.json; copy the checkpoint's tokenizer files"
     )
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
-    """A small byte-level BPE, for models trained from scratch. Any text can be encoded with it.
+    """Trains a small byte-level BPE, for models trained from scratch; it can encode any text.
 
-    Unlike Qwen2's it may merge whole phrases, up to the punctuation that ends them: in a small model time goes by tokens.
+    Unlike Qwen2's, it may merge whole phrases up to their punctuation: a small model's speed
+    depends on the number of tokens.
+
+    Args:
+        texts: to train on.
+        vocab_size: number of ids, special tokens included.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -111,11 +139,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> ChatTokenizer:
 
 
 def save_tokenizer(tokenizer: ChatTokenizer, directory: str) -> None:
-    """Writes the files from which transformers' AutoTokenizer opens the same tokenizer."""
+    """Writes files from which transformers' AutoTokenizer opens the same tokenizer."""
     folder = epath.Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.tokenizer.to_str())
-    extra = {"start_image_token": IMAGE_START, "end_image_token": IMAGE_END, "context_image_token": IMAGE_CONTEXT}
+    extra = {
+        "start_image_token": IMAGE_START,
+        "end_image_token": IMAGE_END,
+        "context_image_token": IMAGE_CONTEXT,
+    }
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": TURN_END,
@@ -126,7 +158,7 @@ def save_tokenizer(tokenizer: ChatTokenizer, directory: str) -> None:
 
 
 def copy_tokenizer(source: str, target: str) -> None:
-    """Copies the tokenizer and processor files that are there."""
+    """Copies those of TOKENIZER_FILES that exist in one directory to another."""
     folder = epath.Path(target)
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:

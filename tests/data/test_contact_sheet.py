@@ -23,12 +23,16 @@ def record(answer="A", options=4, dimension=0, images=None, **fields):
     images = images or tuple(encode((0, 0, 40 * i)) for i in range(options + 1))
     settings = {"id": "s", "reasoning": None, "question": None} | fields
     return Record(
-        dimension=DIMENSIONS[dimension], images=images, answer=frozenset(answer), num_options=options, **settings
+        dimension=DIMENSIONS[dimension],
+        images=images,
+        answer=frozenset(answer),
+        num_options=options,
+        **settings,
     )
 
 
 def runs(sheet, colour):
-    """(left, right, top, bottom) of each frame of a colour: its upper edges, and how far their left ends reach down."""
+    """(left, right, top, bottom) of each frame of a colour, from its upper and left edges."""
     pixels = (np.asarray(sheet) == colour).all(-1)
     frames = []
     for y in range(len(pixels)):
@@ -43,9 +47,17 @@ def runs(sheet, colour):
 
 
 def test_frames_say_what_passes():
-    sheet = draw_contact_sheet([("train", record("BD")), ("test", record("", 2)), ("test", record("AB", 2))])
-    places = sorted(runs(sheet, GREY) + runs(sheet, GREEN) + runs(sheet, RED), key=lambda x: (x[2], x[0]))
-    colours = {place: name for name, colour in (("o", GREY), ("+", GREEN), ("-", RED)) for place in runs(sheet, colour)}
+    sheet = draw_contact_sheet(
+        [("train", record("BD")), ("test", record("", 2)), ("test", record("AB", 2))]
+    )
+    places = sorted(
+        runs(sheet, GREY) + runs(sheet, GREEN) + runs(sheet, RED), key=lambda x: (x[2], x[0])
+    )
+    colours = {
+        place: name
+        for name, colour in (("o", GREY), ("+", GREEN), ("-", RED))
+        for place in runs(sheet, colour)
+    }
     assert "".join(colours[place] for place in places) == "o-+-+" + "o--" + "o++"
     for row in (places[:5], places[5:8], places[8:]):
         for i, (left, right, top, bottom) in enumerate(row):
@@ -56,11 +68,20 @@ def test_frames_say_what_passes():
 
 
 def test_images_keep_their_shape_and_broken_ones_are_crossed_out():
-    images = (encode("blue", (400, 100)), encode("blue", (1, 300)), b"broken", encode("blue", (3, 3)))
-    sheet = draw_contact_sheet([("train", record("A", 3, images=images, id="long" * 30, question="Which?"))])
+    images = (
+        encode("blue", (400, 100)),
+        encode("blue", (1, 300)),
+        b"broken",
+        encode("blue", (3, 3)),
+    )
+    sheet = draw_contact_sheet(
+        [("train", record("A", 3, images=images, id="long" * 30, question="Which?"))]
+    )
     blue = (np.asarray(sheet) == (0, 0, 255)).all(-1)
     widths = []
-    for left, right, top, bottom in sorted(runs(sheet, GREY) + runs(sheet, GREEN) + runs(sheet, RED)):
+    for left, right, top, bottom in sorted(
+        runs(sheet, GREY) + runs(sheet, GREEN) + runs(sheet, RED)
+    ):
         inside = blue[top:bottom, left:right]
         widths.append((int(inside.any(0).sum()), int(inside.any(1).sum())))
     assert widths == [(176, 44), (1, 176), (0, 0), (176, 176)]
@@ -92,5 +113,7 @@ def test_the_seed_decides():
 def test_each_dimension_has_one_heading(dimension):
     one = draw_contact_sheet([("train", record(dimension=dimension))])
     two = draw_contact_sheet([("train", record(dimension=dimension))] * 2)
-    other = draw_contact_sheet([("train", record(dimension=dimension)), ("train", record(dimension=dimension - 1))])
+    other = draw_contact_sheet(
+        [("train", record(dimension=dimension)), ("train", record(dimension=dimension - 1))]
+    )
     assert one.height < two.height < other.height

@@ -9,23 +9,26 @@ from PIL import Image
 from aesthetic_jax.data.duplicates import _groups, find_duplicates
 from aesthetic_jax.data.manifest import DIMENSIONS
 from aesthetic_jax.data.records import Record, Records
-from aesthetic_jax.data.statistics import survey
+from aesthetic_jax.data.survey import survey
 
 
 def picture(seed, quality=95):
-    """Coarse random fields: pictures of different seeds are far apart, those of different quality are near-same."""
+    """Coarse random fields: dissimilar for different seeds, near-same for different qualities."""
     fields = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(fields).resize((96, 96), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
+    Image.fromarray(fields).resize((96, 96), Image.Resampling.BICUBIC).save(
+        buffer, "JPEG", quality=quality
+    )
     return buffer.getvalue()
 
 
 class Listed(Records):
-    """Records from (id, images, answer), all of one dimension unless said otherwise."""
+    """Records from (id, images, answer), all of one dimension."""
 
     def __init__(self, *rows):
         self.rows = [
-            Record(x, DIMENSIONS[0], tuple(y), frozenset(z), len(y) - 1, None, None, *w) for x, y, z, *w in rows
+            Record(x, DIMENSIONS[0], tuple(y), frozenset(z), len(y) - 1, None, None, *w)
+            for x, y, z, *w in rows
         ]
 
     def __len__(self):
@@ -37,8 +40,8 @@ class Listed(Records):
     def ids(self):
         return [x.id for x in self.rows]
 
-    def image_name(self, index, place):
-        return f"{self.rows[index].id}/{place}"
+    def image_name(self, index, position):
+        return f"{self.rows[index].id}/{position}"
 
     def has_reasoning(self):
         return np.zeros(len(self.rows), bool)
@@ -81,7 +84,11 @@ def test_copies_and_leaks_are_named():
             ("d", [picture(7), picture(8), picture(9)], ""),
         ],
         test=[
-            ("e", [picture(0, 50), picture(10), picture(11)], "A"),  # a's and b's original, encoded anew
+            (
+                "e",
+                [picture(0, 50), picture(10), picture(11)],
+                "A",
+            ),  # a's and b's original, encoded anew
             ("f", [picture(12), picture(13), picture(5)], "A"),  # a candidate of c
             ("c", [picture(14), picture(15), picture(16)], "B"),  # c's id
         ],
@@ -95,19 +102,28 @@ def test_copies_and_leaks_are_named():
     assert (duplicates["shared_files"], duplicates["shared_images"]) == (4, 5)
     assert leakage["ids"] == [["train/c", "test/c"]]
     assert leakage["originals"] == {"groups": [originals], "samples": {"train": 2, "test": 1}}
-    assert leakage["images"] == {"groups": [originals, candidates], "samples": {"train": 3, "test": 2}}
+    assert leakage["images"] == {
+        "groups": [originals, candidates],
+        "samples": {"train": 3, "test": 2},
+    }
 
 
 def test_an_original_that_is_a_candidate_elsewhere_is_an_image_in_two_splits():
     rows = [("a", pictures(0, 1, 2), "A")], [("b", pictures(3, 0, 4), "A")]
     duplicates, leakage = find(train=rows[0], validation=rows[1])
-    assert duplicates["groups"] == leakage["images"]["groups"] == [["train/a/original", "validation/b/A"]]
+    assert (
+        duplicates["groups"]
+        == leakage["images"]["groups"]
+        == [["train/a/original", "validation/b/A"]]
+    )
     assert leakage["originals"]["groups"] == []
 
 
 def test_distance_bounds_what_is_near():
     splits = {"train": Listed(("a", [picture(0), picture(0, 25), picture(1)], "A"))}
-    assert find_duplicates(survey(splits), 12)[0]["within_samples"] == [["train/a/original", "train/a/A"]]
+    assert find_duplicates(survey(splits), 12)[0]["within_samples"] == [
+        ["train/a/original", "train/a/A"]
+    ]
     data = survey(splits)
     apart = (int(data.images["hash"][0]) ^ int(data.images["hash"][1])).bit_count()
     assert apart > 0
@@ -121,7 +137,9 @@ def test_contradictions_need_the_same_question():
     base = ("x", images, "A")
     assert find(train=[base, ("y", turned, "B")])[0]["contradictions"] == []
     assert find(train=[base, ("y", turned, "")])[0]["contradictions"] == contradiction
-    assert find(train=[base, ("y", [picture(9), *turned[1:]], "")])[0]["contradictions"] == []  # another original
+    assert (
+        find(train=[base, ("y", [picture(9), *turned[1:]], "")])[0]["contradictions"] == []
+    )  # another original
     for change in ({"dimension": DIMENSIONS[1]}, {"question": "Which?"}):
         other = Listed(base, ("y", turned, ""))
         vars(other)["rows"][1] = Record(**vars(other.rows[1]) | change)

@@ -36,7 +36,7 @@ def pixels(data):
     return np.asarray(image)
 
 
-# --- decoding -------------------------------------------------------------------------------------------------------
+# --- decoding -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
@@ -117,7 +117,9 @@ def test_sixteen_bit_rgb_png():
     values = noise(width=3, height=2, dtype=np.uint16)
 
     def chunk(name, body):
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0))
@@ -126,7 +128,10 @@ def test_sixteen_bit_rgb_png():
 
 
 def test_values_of_unknown_range_are_refused():
-    for values, said in ((np.full((2, 2), 0.5, np.float32), "floating"), (np.full((2, 2), 70000, np.int32), "16 bits")):
+    for values, said in (
+        (np.full((2, 2), 0.5, np.float32), "floating"),
+        (np.full((2, 2), 70000, np.int32), "16 bits"),
+    ):
         with pytest.raises(UserError, match=f"x: .*{said}"):
             decode_image(encode(Image.fromarray(values), "TIFF"), "x")
 
@@ -171,9 +176,11 @@ def test_truncated_files_are_refused_by_name(kind, keep):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello", b"<svg/>", b"%PDF-1.4", b"%!PS-Adobe-3.0 EPSF-3.0"])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"<svg/>", b"%PDF-1.4", b"%!PS-Adobe-3.0 EPSF-3.0"]
+)
 def test_what_is_no_image_is_refused(data):
-    with pytest.raises(UserError, match="x: is no image of a known format"):
+    with pytest.raises(UserError, match="x: is not an image of a known format"):
         decode_image(data, "x")
 
 
@@ -185,14 +192,17 @@ def test_damaged_bytes_never_raise_anything_else(data):
     for _ in range(data.draw(st.integers(1, 8))):
         damaged[data.draw(st.integers(4, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(UserError), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow tells of damaged metadata
+        warnings.simplefilter("ignore")  # Pillow's, of damaged metadata
         assert decode_image(bytes(damaged), "x", max_pixels=10**6).mode == "RGB"
 
 
 def test_threads_leave_pil_and_the_warning_filters_as_they_were():
     before = (Image.MAX_IMAGE_PIXELS, list(warnings.filters))
     data = encode(Image.fromarray(noise(64, 64)), "JPEG")
-    threads = [threading.Thread(target=lambda: [decode_image(data, "x") for _ in range(50)]) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: [decode_image(data, "x") for _ in range(50)])
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -200,9 +210,9 @@ def test_threads_leave_pil_and_the_warning_filters_as_they_were():
     assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
 
 
-# --- tiling ---------------------------------------------------------------------------------------------------------
+# --- tiling ---------------------------------------------------------------------------------------
 
-# Columns and rows at most 12, 6 and 4 tiles of 448 pixels, as OpenGVLab's code and transformers give them.
+# (columns, rows) for at most 12, 6 and 4 tiles of 448 pixels, by OpenGVLab's code and transformers.
 VECTORS = {
     (448, 448): ((1, 1), (1, 1), (1, 1)),
     (512, 512): ((1, 1), (1, 1), (1, 1)),
@@ -251,7 +261,9 @@ def test_bounds_without_a_grid_are_refused(bounds):
         tile_grid(10, 10, 28, *bounds)
 
 
-@pytest.mark.parametrize("size", [(56, 56), (28, 28), (90, 50), (50, 90), (640, 480), (31, 300), (7, 5)])
+@pytest.mark.parametrize(
+    "size", [(56, 56), (28, 28), (90, 50), (50, 90), (640, 480), (31, 300), (7, 5)]
+)
 @pytest.mark.parametrize("max_tiles", [1, 4, 12])
 def test_tiles_equal_transformers_bit_for_bit(size, max_tiles):
     image = Image.fromarray(noise(*size))
@@ -275,6 +287,8 @@ def test_tiles_are_row_major_and_the_thumbnail_comes_last():
     assert tiles.shape == (3, 28, 28, 3)
     assert (tiles[0] == [255, 0, 0]).all()
     assert (tiles[1] == [0, 0, 255]).all()
-    np.testing.assert_array_equal(tiles[2], np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC)))
+    np.testing.assert_array_equal(
+        tiles[2], np.asarray(image.resize((28, 28), Image.Resampling.BICUBIC))
+    )
     assert tile_image(image, 28, max_tiles=2, use_thumbnail=False).shape == (2, 28, 28, 3)
     assert tile_image(image, 28).shape == (1, 28, 28, 3)

@@ -28,7 +28,9 @@ def folder(tmp_path):
 
 def write(folder, *lines):
     path = folder / "manifest.jsonl"
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return str(path)
 
 
@@ -40,7 +42,11 @@ def error_of(path):
 
 
 def test_a_whole_line_is_read(folder):
-    path = write(folder, LINE | {"reasoning": "Because.", "question": "Which?"}, LINE | {"id": "2", "answer": []})
+    path = write(
+        folder,
+        LINE | {"reasoning": "Because.", "question": "Which?"},
+        LINE | {"id": "2", "answer": []},
+    )
     first, second = read_manifest(path)
     assert first == Sample(
         id="000001",
@@ -61,21 +67,30 @@ BAD_FIELDS = {
     "split": ["dev", "Train", "train\n", 1, None],
     "dimension": ["shadow", "", ["physical_shadow"]],
     "original": [
-        "", "/etc/passwd", "../data/images/o.jpg", "images/../images/o.jpg", "images", "images/", "images/o.png",
-        "gs://bucket/o.jpg", "C:/o.jpg", "images\\o.jpg", "images/o.jpg\0", "images/o.jpg\n", 3, None, ["images/o.jpg"],
+        "", "/etc/passwd", "../data/images/o.jpg", "images/../images/o.jpg", "images", "images/",
+        "images/o.png", "gs://bucket/o.jpg", "C:/o.jpg", "images\\o.jpg", "images/o.jpg\0",
+        "images/o.jpg\n", 3, None, ["images/o.jpg"],
     ],
     "candidates": [
-        [], ["images/a.jpg"], ["images/a.jpg"] * 9, "images/a.jpg", ["images/a.jpg", 2], ["images/a.jpg", None],
-        ["images/a.jpg", "images/missing.jpg"], ["images/a.jpg", "../a.jpg"], {"A": "images/a.jpg"},
+        [], ["images/a.jpg"], ["images/a.jpg"] * 9, "images/a.jpg", ["images/a.jpg", 2],
+        ["images/a.jpg", None], ["images/a.jpg", "images/missing.jpg"],
+        ["images/a.jpg", "../a.jpg"], {"A": "images/a.jpg"},
     ],
-    "answer": [["E"], ["a"], ["A", "A"], ["AC"], [""], "A", "A,C", None, [1], ["Α"], ["Ａ"], [["A"]]],
-    "reasoning": ["", " ", 5, ["x"], "<think>x", "so <answer>A", "a</think>", "</answer>", "<|im_end|>", "\ud800"],
+    "answer": [
+        ["E"], ["a"], ["A", "A"], ["AC"], [""], "A", "A,C", None, [1], ["Α"], ["Ａ"], [["A"]],
+    ],
+    "reasoning": [
+        "", " ", 5, ["x"], "<think>x", "so <answer>A", "a</think>", "</answer>", "<|im_end|>",
+        "\ud800",
+    ],
     "question": ["", 5, {}, "<IMG_CONTEXT>", "<image>", "<img>", "<|im_start|>user"],
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("field", "value"), [(name, value) for name, values in BAD_FIELDS.items() for value in values])
-def test_a_bad_field_is_named_with_file_line_and_mend(folder, field, value):
+@pytest.mark.parametrize(
+    ("field", "value"), [(name, value) for name, values in BAD_FIELDS.items() for value in values]
+)
+def test_a_bad_field_is_named_with_file_line_and_fix(folder, field, value):
     path = write(folder, LINE, "", LINE | {"id": "2", "answer": ["A"], field: value})
     message = error_of(path)
     assert message.startswith(f"{path}: line 3: field '{field}'")
@@ -93,8 +108,8 @@ def test_a_missing_field(folder, field):
     [
         ("{", "is not JSON"),
         ("hello", "is not JSON"),
-        ("[]", "is no JSON object"),
-        ("null", "is no JSON object"),
+        ("[]", "is not a JSON object"),
+        ("null", "is not a JSON object"),
         ("[" * 100_000, "nested too deeply"),
         ("1" * 5000, "digits"),
         (json.dumps(LINE | {"anwser": []}), 'field "anwser" is unknown'),
@@ -125,14 +140,15 @@ def test_more_bad_lines_are_counted(folder):
     path = write(folder, LINE | {"split": "x"}, LINE, "nonsense", "[]")
     message = error_of(path)
     assert message.startswith(f"{path}: line 1: field 'split'")
-    assert message.endswith("(2 more lines are bad)")
+    assert message.endswith(" (2 more bad lines)")
+    assert error_of(write(folder, "nonsense", LINE, "[]")).endswith(" (1 more bad line)")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b" \n\n"])
 def test_an_empty_file(folder, content):
     path = folder / "manifest.jsonl"
     path.write_bytes(content)
-    assert error_of(str(path)) == f"{path}: holds no samples; write one JSON object a line"
+    assert error_of(str(path)) == f"{path}: has no samples; write one JSON object per line"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -168,7 +184,9 @@ def test_links_may_not_leave_the_folder(folder):
     (folder / "out.jpg").symlink_to(outside / "o.jpg")
     (folder / "dangling.jpg").symlink_to(folder / "nothing")
     for bad in ("out/o.jpg", "out.jpg"):
-        assert "is a link out of the manifest's folder" in error_of(write(folder, LINE | {"original": bad}))
+        assert "is a link out of the manifest's folder" in error_of(
+            write(folder, LINE | {"original": bad})
+        )
     assert "there is no file" in error_of(write(folder, LINE | {"original": "dangling.jpg"}))
     (folder / "in").symlink_to(folder / "images")
     (folder / "in.jpg").symlink_to(folder / "images" / "o.jpg")
@@ -194,9 +212,9 @@ def test_files_are_not_looked_for_where_that_is_not_asked(folder):
 
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
-texts = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1).filter(
-    str.strip
-)
+texts = st.none() | st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1
+).filter(str.strip)
 
 
 @st.composite
@@ -223,4 +241,7 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
     assert read_manifest(path, check_files=False) == rows
     with open(path, encoding="utf-8") as file:
         written = [json.loads(line).keys() for line in file]
-    assert written == [{name for name, value in dataclasses.asdict(row).items() if value is not None} for row in rows]
+    assert written == [
+        {name for name, value in dataclasses.asdict(row).items() if value is not None}
+        for row in rows
+    ]

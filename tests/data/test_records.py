@@ -78,20 +78,28 @@ def test_both_sources_hold_the_same_in_the_manifests_order(sources, split):
     manifest, built = open_records(path, None, split), open_records(None, data_dir, split)
     assert len(manifest) == len(built) == len(samples)
     assert manifest.ids() == built.ids() == [sample.id for sample in samples]
-    assert manifest.has_reasoning().tolist() == built.has_reasoning().tolist() == [bool(x.reasoning) for x in samples]
+    assert (
+        manifest.has_reasoning().tolist()
+        == built.has_reasoning().tolist()
+        == [bool(x.reasoning) for x in samples]
+    )
     dimensions = [DIMENSIONS.index(sample.dimension) for sample in samples]
     assert manifest.dimensions().tolist() == built.dimensions().tolist() == dimensions
     stored_as_is = dict(odd_images())
     for index, sample in enumerate(samples):
         one, other = manifest[index], built[index]
         assert isinstance(other, Record)
-        assert (one.id, one.answer, one.num_options) == (sample.id, frozenset(sample.answer), len(sample.candidates))
+        assert (one.id, one.answer, one.num_options) == (
+            sample.id,
+            frozenset(sample.answer),
+            len(sample.candidates),
+        )
         assert len(one.images) == len(other.images) == 1 + one.num_options
         for field in ("id", "dimension", "answer", "num_options", "reasoning", "question"):
             assert getattr(one, field) == getattr(other, field)
-        for mine, stored in zip(one.images, other.images, strict=True):
-            assert (mine == stored) == stored_as_is[mine]
-            np.testing.assert_array_equal(decode_image(mine, "x"), decode_image(stored, "x"))
+        for given, stored in zip(one.images, other.images, strict=True):
+            assert (given == stored) == stored_as_is[given]
+            np.testing.assert_array_equal(decode_image(given, "x"), decode_image(stored, "x"))
 
 
 def test_random_access(sources):
@@ -118,7 +126,8 @@ def test_pickled_records_read_the_same(sources, kind):
 def test_neither_tensorflow_nor_jax_is_needed_to_read(sources):
     script = (
         "import sys; from aesthetic_jax.data.records import open_records; "
-        "open_records(data_dir=sys.argv[1])[0]; assert not {'tensorflow', 'jax', 'torch'} & set(sys.modules)"
+        "open_records(data_dir=sys.argv[1])[0]; "
+        "assert not {'tensorflow', 'jax', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, sources[1]], check=True)
 
@@ -128,7 +137,9 @@ def test_the_version_folder_is_a_data_dir_too(sources):
     assert open_records(data_dir=inner).ids() == open_records(data_dir=sources[1]).ids()
 
 
-@pytest.mark.parametrize("arguments", [{}, {"manifest": "x", "data_dir": "y"}, {"manifest": "", "data_dir": ""}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"manifest": "x", "data_dir": "y"}, {"manifest": "", "data_dir": ""}]
+)
 def test_exactly_one_source_must_be_given(arguments):
     with pytest.raises(UserError, match=r"either data\.manifest or data\.data_dir"):
         open_records(**arguments)
@@ -138,13 +149,15 @@ def test_a_split_without_samples_is_named(sources):
     assert "validation" in SPLITS
     with pytest.raises(UserError, match="has no samples of split 'validation'"):
         open_records(sources[0], split="validation")
-    with pytest.raises(UserError, match="has no samples of split 'validation'; it has train, test"):
+    with pytest.raises(
+        UserError, match="has no samples of split 'validation'; choose one of train, test"
+    ):
         open_records(data_dir=sources[1], split="validation")
 
 
 def test_what_is_no_data_set_is_named(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(UserError, match="is no data set; make one with"):
+        with pytest.raises(UserError, match="has no data set; make one with"):
             open_records(data_dir=str(folder))
 
 
@@ -164,7 +177,9 @@ def test_damaged_data_sets_are_named(sources, tmp_path, name, content):
 def test_an_image_that_has_gone_is_named(tmp_path):
     records = open_records(make_manifest(tmp_path))
     (tmp_path / "1.img").unlink()
-    with pytest.raises(UserError, match=r"manifest\.jsonl: sample 7-x: an image can't be read"):
+    with pytest.raises(
+        UserError, match=r"/1\.img: can't be read .*remove sample 7-x from .*manifest\.jsonl"
+    ):
         records[0]
 
 
@@ -178,7 +193,7 @@ def test_all_splits_are_opened_at_once(sources):
     for arguments in ({}, {"manifest": "x", "data_dir": "y"}):
         with pytest.raises(UserError, match=r"either data\.manifest or data\.data_dir"):
             open_splits(**arguments)
-    with pytest.raises(UserError, match="is no data set; make one with"):
+    with pytest.raises(UserError, match="has no data set; make one with"):
         open_splits(data_dir="nowhere")
 
 
@@ -188,4 +203,6 @@ def test_images_have_names(sources):
     assert [files.image_name(2, i) for i in range(2)] == [
         f"{os.path.dirname(sources[0])}/{image}" for image in sample.images[:2]
     ]
-    assert [built.image_name(2, i) for i in (0, 1, 8)] == [f"test/{sample.id}/{x}" for x in ("original", "A", "H")]
+    assert [built.image_name(2, i) for i in (0, 1, 8)] == [
+        f"test/{sample.id}/{x}" for x in ("original", "A", "H")
+    ]

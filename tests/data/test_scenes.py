@@ -36,11 +36,14 @@ def test_answer_and_reasoning_follow_from_the_flaws():
     for sample in SAMPLES:
         asked = FLAWS[sample.dimension]
         failing = [any(flaw.name in asked for flaw in flaws) for flaws in sample.flaws]
-        assert sample.answer == tuple(letter for letter, fails in zip("ABCD", failing, strict=True) if not fails)
+        assert sample.answer == tuple(
+            letter for letter, fails in zip("ABCD", failing, strict=True) if not fails
+        )
         for letter, fails in zip("ABCD", failing, strict=True):
             (sentence,) = (x for x in sample.reasoning.split(". ") if x.startswith(f"{letter}:"))
             assert any(
-                word in sentence for word in (("wrong", "bad", "fails") if fails else ("fine", "good", "passes"))
+                word in sentence
+                for word in (("wrong", "bad", "fails") if fails else ("fine", "good", "passes"))
             )
 
 
@@ -58,7 +61,11 @@ def test_flaws_of_other_dimensions_appear_and_do_not_decide():
 
 def test_reasoning_is_short_and_of_few_words():
     for sample in SAMPLES:
-        spoken = {"light": "physical_shadow", "shape": "appearance_deformation", "float": "placement_layout"}
+        spoken = {
+            "light": "physical_shadow",
+            "shape": "appearance_deformation",
+            "float": "placement_layout",
+        }
         for word, dimension in spoken.items():
             assert word not in sample.reasoning or sample.dimension == dimension
     words = [sample.reasoning.split() for sample in SAMPLES]
@@ -69,7 +76,9 @@ def test_reasoning_is_short_and_of_few_words():
 
 def test_thorough_samples_tell_what_every_image_shows():
     for number in range(40):
-        sample, plain = (make_sample(0, number, 32, (0.5, 1.0), thorough) for thorough in (1.0, 0.0))
+        sample, plain = (
+            make_sample(0, number, 32, (0.5, 1.0), thorough) for thorough in (1.0, 0.0)
+        )
         assert (sample.images, sample.answer) == (plain.images, plain.answer)
         original, *candidates = sample.reasoning.removesuffix(".").split(". ")
         assert original.startswith("Original: ")
@@ -79,13 +88,15 @@ def test_thorough_samples_tell_what_every_image_shows():
             assert len(sentence.split(", ")) == 9
             names = {flaw.name for flaw in flaws}
             assert ("floating" in names) == any(word in sentence for word in ("float", "hovers"))
-            assert ("cap_missing" in names) == any(word in sentence for word in ("no cap", "cap missing", "cap gone"))
+            assert ("cap_missing" in names) == any(
+                word in sentence for word in ("no cap", "cap missing", "cap gone")
+            )
             fails = any(flaw.name in FLAWS[sample.dimension] for flaw in flaws)
             assert fails == any(word in sentence for word in ("wrong", "bad", "fails"))
 
 
 def test_nothing_but_pixels_tells_the_answer():
-    """File sizes and formats are those of sound candidates: their size predicts passing no better than chance."""
+    """Formats are the same, and file sizes predict passing no better than chance."""
     sizes, passing = [], []
     for sample in SAMPLES:
         own = np.array([len(image) for image in sample.images[1:]], float)
@@ -97,14 +108,14 @@ def test_nothing_but_pixels_tells_the_answer():
             assert not opened.getexif()
     ranks = np.argsort(np.argsort(sizes))
     passing = np.array(passing)
-    # area under the curve of the rule "the larger file passes"
+    # AUC of the rule "the larger file passes".
     area = (ranks[passing].mean() - (passing.sum() - 1) / 2) / (~passing).sum()
     assert 0.4 < area < 0.6
 
 
 @pytest.mark.parametrize("name", [name for names in FLAWS.values() for name in names])
 def test_every_flaw_is_visible_and_grows_with_its_strength(name):
-    """The strongest form changes the picture more than the weakest, and the weakest is no rounding error."""
+    """The strongest form changes the picture more than the weakest, which is still visible."""
     changes = []
     for strength in (0.3, 1.0):
         per_product = []
@@ -113,7 +124,9 @@ def test_every_flaw_is_visible_and_grows_with_its_strength(name):
             product, scene = random_product(rng), random_scene(rng)
             sound = np.asarray(render(product, scene, (), 96), float)
             flaw = Flaw(name, strength, 1, "black" if product.colour != "black" else "yellow")
-            per_product.append(np.abs(np.asarray(render(product, scene, (flaw,), 96), float) - sound).mean())
+            per_product.append(
+                np.abs(np.asarray(render(product, scene, (flaw,), 96), float) - sound).mean()
+            )
         changes.append(np.mean(per_product))
     assert changes[1] > changes[0] > 0.25
 
@@ -124,7 +137,9 @@ def test_any_size_and_the_same_picture(size):
     product, scene = random_product(rng), random_scene(rng)
     image = render(product, scene, (), size)
     assert image.size == (size, size)
-    small, reference = (x.resize((16, 16), Image.Resampling.BOX) for x in (image, render(product, scene, (), 448)))
+    small, reference = (
+        x.resize((16, 16), Image.Resampling.BOX) for x in (image, render(product, scene, (), 448))
+    )
     assert np.abs(np.asarray(small, float) - np.asarray(reference, float)).mean() < 6
 
 
@@ -134,9 +149,9 @@ def test_light_shows_in_shading_and_shadow():
     scene = random_scene(rng)
     sides = {}
     for light in (-1, 1):
-        pixels = np.asarray(render(product, scene.__class__(**(vars(scene) | {"light": light})), (), 200), float).mean(
-            -1
-        )
+        pixels = np.asarray(
+            render(product, scene.__class__(**(vars(scene) | {"light": light})), (), 200), float
+        ).mean(-1)
         sides[light] = (
             (pixels[20, :40].mean(), pixels[20, -40:].mean()),
             (pixels[155, :60].min(), pixels[155, -60:].min()),

@@ -12,19 +12,28 @@ from PIL import Image
 
 from aesthetic_jax.data.images import tile_image
 from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample, read_manifest, write_manifest
-from aesthetic_jax.data.pipeline import Encoder
+from aesthetic_jax.data.pipeline import Preprocessor
 from aesthetic_jax.data.prompts import completion_text, question_text
 from aesthetic_jax.data.records import Record, Records, open_splits
-from aesthetic_jax.data.statistics import MOST_SIZES, count_tokens, summarize, survey
+from aesthetic_jax.data.statistics import MOST_SIZES, summarize
+from aesthetic_jax.data.survey import count_tokens, survey
 from aesthetic_jax.data.tokenizer import train_tokenizer
 from aesthetic_jax.errors import UserError
 
-TOKENIZER = train_tokenizer([completion_text("A: fine, passes.", ("A",)), question_text("physical_shadow", 4)], 320)
+TOKENIZER = train_tokenizer(
+    [completion_text("A: fine, passes.", ("A",)), question_text("physical_shadow", 4)], 320
+)
 
 
-def make_encoder(max_tiles=4, **fields):
-    settings = dict(tile_size=28, tokens_per_tile=4, max_images=9, prompt_buckets=(4096,), completion_buckets=(512,))
-    return Encoder(tokenizer=TOKENIZER, max_tiles=max_tiles, **settings | fields)
+def make_preprocessor(max_tiles=4, **fields):
+    settings = dict(
+        tile_size=28,
+        tokens_per_tile=4,
+        max_images=9,
+        prompt_buckets=(4096,),
+        completion_buckets=(512,),
+    )
+    return Preprocessor(tokenizer=TOKENIZER, max_tiles=max_tiles, **settings | fields)
 
 
 def encode(width, height, kind="PNG", seed=0):
@@ -52,7 +61,16 @@ def manifest(tmp_path_factory):
         question = None if number % 7 else "Which of them are sold?"
         split, dimension = SPLITS[number % 5 // 2], DIMENSIONS[number % 4]
         samples.append(
-            Sample(f"s{number}", split, dimension, images[0], tuple(images[1:]), answer, reasoning, question)
+            Sample(
+                f"s{number}",
+                split,
+                dimension,
+                images[0],
+                tuple(images[1:]),
+                answer,
+                reasoning,
+                question,
+            )
         )
     write_manifest(samples, str(folder / "manifest.jsonl"))
     return folder / "manifest.jsonl"
@@ -67,27 +85,38 @@ def built(manifest, tmp_path_factory, make_dataset):
 
 def spread(values):
     values = sorted(values)
-    rank = [values[-(-len(values) * p // 100) - 1] for p in (50, 95)]  # the least that p % don't exceed
+    rank = [
+        values[-(-len(values) * p // 100) - 1] for p in (50, 95)
+    ]  # the least that p % don't exceed
     mean = pytest.approx(sum(values) / len(values))
-    return {"count": len(values), "mean": mean, "min": values[0], "p50": rank[0], "p95": rank[1], "max": values[-1]}
+    return {
+        "count": len(values),
+        "mean": mean,
+        "min": values[0],
+        "p50": rank[0],
+        "p95": rank[1],
+        "max": values[-1],
+    }
 
 
 @pytest.mark.parametrize("split", [None, *SPLITS])
 def test_statistics_are_what_plain_counting_gives(manifest, split):
-    encoder = make_encoder(max_images=6, prompt_buckets=(300,), completion_buckets=(64,))
-    data = survey(open_splits(str(manifest)), encoder)
+    preprocessor = make_preprocessor(max_images=6, prompt_buckets=(300,), completion_buckets=(64,))
+    data = survey(open_splits(str(manifest)), preprocessor)
     chosen = np.ones(50, bool) if split is None else data.samples["split"] == SPLITS.index(split)
-    summary = summarize(data, chosen, encoder)
+    summary = summarize(data, chosen, preprocessor)
 
     samples = [x for x in read_manifest(str(manifest)) if split in (None, x.split)]
     images = [KINDS[int(path[0])] for x in samples for path in x.images]
-    large = make_encoder()
+    large = make_preprocessor()
     records = {x: r[i] for r in open_splits(str(manifest)).values() for i, x in enumerate(r.ids())}
     prompts = [large.prompt(records[x.id], "x") for x in samples]
     taught = [completion_text(x.reasoning, x.answer) for x in samples if x.reasoning]
     taught = [len(TOKENIZER.encode(text)) for text in taught]
     passing = {
-        letter: pytest.approx(np.mean([letter in x.answer for x in samples if len(x.candidates) > i]))
+        letter: pytest.approx(
+            np.mean([letter in x.answer for x in samples if len(x.candidates) > i])
+        )
         for i, letter in enumerate("ABCDEFGH")
         if any(len(x.candidates) > i for x in samples)
     }
@@ -123,18 +152,26 @@ def test_statistics_are_what_plain_counting_gives(manifest, split):
 
 @pytest.mark.parametrize(
     ("field", "value", "key"),
-    [("max_images", 6, "images"), ("prompt_buckets", (300,), "prompt"), ("completion_buckets", (64,), "completion")],
+    [
+        ("max_images", 6, "images"),
+        ("prompt_buckets", (300,), "prompt"),
+        ("completion_buckets", (64,), "completion"),
+    ],
 )
-def test_what_does_not_fit_is_what_the_encoder_refuses(manifest, field, value, key):
-    encoder, splits, refused = make_encoder(**{field: value}), open_splits(str(manifest)), []
+def test_what_does_not_fit_is_what_the_preprocessor_refuses(manifest, field, value, key):
+    preprocessor, splits, refused = (
+        make_preprocessor(**{field: value}),
+        open_splits(str(manifest)),
+        [],
+    )
     for record in (record for records in splits.values() for record in records):
         try:
-            encoder(record, 0, with_completion=record.reasoning is not None)
+            preprocessor(record, 0, with_completion=record.reasoning is not None)
         except UserError as error:
             refused.append(str(error))
     assert refused
     assert all(f"data.{field}" in error for error in refused)
-    summary = summarize(survey(splits, encoder), np.ones(50, bool), encoder)
+    summary = summarize(survey(splits, preprocessor), np.ones(50, bool), preprocessor)
     assert summary["too_large"] == {"images": 0, "prompt": 0, "completion": 0} | {key: len(refused)}
 
 
@@ -143,19 +180,23 @@ def test_what_does_not_fit_is_what_the_encoder_refuses(manifest, field, value, k
     max_tiles=st.integers(1, 12),
     system=st.sampled_from(["", "You judge."]),
     newline=st.booleans(),
-    reasoning=st.one_of(st.none(), st.text(st.characters(exclude_characters="<>", codec="utf-8"), min_size=1)),
+    reasoning=st.one_of(
+        st.none(), st.text(st.characters(exclude_characters="<>", codec="utf-8"), min_size=1)
+    ),
 )
 @settings(max_examples=40, deadline=None)
-def test_tokens_are_counted_as_the_encoder_makes_them(sizes, max_tiles, system, newline, reasoning):
-    encoder = make_encoder(max_tiles, system=system, final_newline=newline)
+def test_tokens_are_counted_as_the_preprocessor_makes_them(
+    sizes, max_tiles, system, newline, reasoning
+):
+    preprocessor = make_preprocessor(max_tiles, system=system, final_newline=newline)
     images = tuple(encode(*size) for size in sizes)
     record = Record("x", DIMENSIONS[0], images, frozenset("A"), len(sizes) - 1, reasoning, None)
-    tiles, ids = encoder.prompt(record, "x")
+    tiles, ids = preprocessor.prompt(record, "x")
     expected = None
     if reasoning is not None:
         text = completion_text(reasoning, record.answer, newline)
         expected = len(TOKENIZER.encode(text))
-    assert count_tokens(encoder, record, sizes) == (len(tiles), len(ids), expected)
+    assert count_tokens(preprocessor, record, sizes) == (len(tiles), len(ids), expected)
     decoded = [Image.open(io.BytesIO(image)).convert("RGB") for image in images]
     assert len(tiles) == sum(len(tile_image(image, 28, max_tiles)) for image in decoded)
 
@@ -169,7 +210,7 @@ def test_a_built_data_set_has_the_statistics_of_its_manifest(manifest, built):
 
 def test_workers_change_nothing(manifest):
     splits = open_splits(str(manifest))
-    one, four = survey(splits, make_encoder()), survey(splits, make_encoder(), workers=4)
+    one, four = survey(splits, make_preprocessor()), survey(splits, make_preprocessor(), workers=4)
     for left, right in zip(one, four, strict=True):
         assert left.tobytes() == right.tobytes() if isinstance(left, np.ndarray) else left == right
 
@@ -191,8 +232,8 @@ class Endless(Records):
     def ids(self):
         return list(map(str, range(self.number)))
 
-    def image_name(self, index, place):
-        return f"{index}/{place}"
+    def image_name(self, index, position):
+        return f"{index}/{position}"
 
     def has_reasoning(self):
         return np.zeros(self.number, bool)
@@ -221,8 +262,8 @@ def test_broken_images_are_listed_and_left_out(manifest, tmp_path):
     (tmp_path / "3.img").write_bytes((tmp_path / "3.img").read_bytes()[:300])
     (tmp_path / "4.img").write_bytes(b"")
     path = str(tmp_path / "manifest.jsonl")
-    data = survey(open_splits(path), make_encoder(), workers=2)
-    bad = {"3.img": "can't be decoded", "4.img": "is no image of a known format"}
+    data = survey(open_splits(path), make_preprocessor(), workers=2)
+    bad = {"3.img": "can't be decoded", "4.img": "is not an image of a known format"}
     expected = [
         (f"{sample.split}/{sample.id}/{letter}", image)
         for split in SPLITS
@@ -271,5 +312,10 @@ def test_rare_sizes_are_counted_together():
 
 
 def test_nothing_is_a_data_set_too():
-    summary = summarize(survey({"test": Endless(0)}), np.zeros(0, bool), make_encoder())
-    assert (summary["samples"], summary["images"], summary["width"], summary["answers"]) == (0, 0, None, {})
+    summary = summarize(survey({"test": Endless(0)}), np.zeros(0, bool), make_preprocessor())
+    assert (summary["samples"], summary["images"], summary["width"], summary["answers"]) == (
+        0,
+        0,
+        None,
+        {},
+    )

@@ -1,1 +1,1 @@
-"""Synthetic samples: products, scenes, flaws, and chains of thought written from the scene's facts."""
+"""Synthetic samples: products, scenes, flaws, and the chains of thought that describe them."""

@@ -1,6 +1,8 @@
-"""The flaws of each dimension. Every flaw has a strength in (0, 1]: at 1 it is glaring, at 0.3 a careful person sees it.
+"""The flaws of each dimension.
 
-Flaws of appearance and extension change the cut-out; those of shadow and placement change the scene it stands in.
+A flaw has a strength in (0, 1]: at 1 it is glaring, at 0.3 a careful person sees it. Flaws of
+appearance and extension change the product's cut-out; flaws of shadow and placement change the
+scene it stands in.
 """
 
 import dataclasses
@@ -23,10 +25,10 @@ class Flaw:
     """One flaw of one candidate.
 
     Attributes:
-        name: of FLAWS.
+        name: one of FLAWS' names.
         strength: in (0, 1].
-        side: -1 left or 1 right, for flaws that have one.
-        colour: another colour name, for flaws that recolour.
+        side: -1 for left, 1 for right; some flaws have no side.
+        colour: the name of the new colour, for flaws that change one.
     """
 
     name: str
@@ -35,8 +37,17 @@ class Flaw:
     colour: str
 
 
-def random_flaw(rng: np.random.Generator, dimension: str, product: Product, strength: tuple[float, float]) -> Flaw:
-    """A flaw of a dimension; its colour is none of the product's."""
+def random_flaw(
+    rng: np.random.Generator, dimension: str, product: Product, strength: tuple[float, float]
+) -> Flaw:
+    """Draws a flaw of a dimension; its colour is none of the product's.
+
+    Args:
+        rng: random generator.
+        dimension: the dimension that the flaw violates.
+        product: the product that has the flaw.
+        strength: range to draw the strength from.
+    """
     taken = {product.colour, product.label, product.cap}
     colour = str(rng.choice([name for name in COLOURS if name not in taken]))
     name = str(rng.choice(FLAWS[dimension]))
@@ -44,23 +55,31 @@ def random_flaw(rng: np.random.Generator, dimension: str, product: Product, stre
 
 
 def _pixels(box: Box, image: Image.Image) -> tuple[int, int, int, int]:
+    """A box in pixels of an image."""
     width, height = image.size
-    return round(box[0] * width), round(box[1] * height), round(box[2] * width), round(box[3] * height)
+    return (
+        round(box[0] * width),
+        round(box[1] * height),
+        round(box[2] * width),
+        round(box[3] * height),
+    )
 
 
 def _tint(image: Image.Image, box: Box, colour: str, amount: float) -> Image.Image:
-    """Gives a region another colour, its light and dark kept."""
+    """Gives a region another colour but keeps its brightness."""
     left, top, right, bottom = _pixels(box, image)
     pixels = np.asarray(image).astype(np.float32)
     region = pixels[top:bottom, left:right, :3]
     brightness = region.mean(-1, keepdims=True)
-    tinted = np.array(COLOURS[colour]) * np.clip(0.55 + 0.45 * brightness / max(1.0, float(brightness.mean())), 0, 1.2)
+    tinted = np.array(COLOURS[colour]) * np.clip(
+        0.55 + 0.45 * brightness / max(1.0, float(brightness.mean())), 0, 1.2
+    )
     region += amount * (tinted - region)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
 def _widen(image: Image.Image, left: int, right: int) -> Image.Image:
-    """Transparent columns on both sides."""
+    """Adds transparent columns on both sides."""
     wide = Image.new("RGBA", (image.width + left + right, image.height))
     wide.paste(image, (left, 0))
     return wide
@@ -70,7 +89,8 @@ def _stretched(image: Image.Image, flaw: Flaw, _: Product) -> Image.Image:
     factor = 1 + 0.9 * flaw.strength
     wide, high = (factor, 1.0) if flaw.side > 0 else (1 / factor, 1.0)
     return image.resize(
-        (max(2, round(image.width * wide)), max(2, round(image.height * high))), Image.Resampling.BILINEAR
+        (max(2, round(image.width * wide)), max(2, round(image.height * high))),
+        Image.Resampling.BILINEAR,
     )
 
 
@@ -88,8 +108,10 @@ def _other_label(image: Image.Image, flaw: Flaw, product: Product) -> Image.Imag
 
 
 def _other_colour(image: Image.Image, flaw: Flaw, product: Product) -> Image.Image:
-    tinted = _tint(image, (0, product.cap_box[3], 1, 1), flaw.colour, 0.4 + 0.6 * flaw.strength)
-    if product.label is not None:  # the label stays as it was
+    tinted = _tint(
+        image, (0.0, product.cap_box[3], 1.0, 1.0), flaw.colour, 0.4 + 0.6 * flaw.strength
+    )
+    if product.label is not None:  # the label keeps its colour
         box = _pixels(product.label_box, image)
         tinted.paste(image.crop(box), box[:2])
     return tinted
@@ -129,17 +151,20 @@ def _label_spill(image: Image.Image, flaw: Flaw, product: Product) -> Image.Imag
     reach = round((0.25 + 0.5 * flaw.strength) * image.width)
     wide = _widen(image, reach, reach)
     left, top, right, bottom = _pixels(product.label_box, image)
-    label = image.crop((left, top, right, bottom)).resize((reach + (right - left) // 2, bottom - top))
-    at = wide.width - label.width if flaw.side > 0 else 0
-    wide.alpha_composite(label, (at, top))  # a bent product's label has corners of nothing
+    label = image.crop((left, top, right, bottom)).resize(
+        (reach + (right - left) // 2, bottom - top)
+    )
+    left = wide.width - label.width if flaw.side > 0 else 0
+    wide.alpha_composite(label, (left, top))  # a bent product's label has transparent corners
     return wide
 
 
 def _cut_off(image: Image.Image, flaw: Flaw, _: Product) -> Image.Image:
     pixels = np.array(image)
-    x = np.linspace(0, 1, image.width)[:: -flaw.side]  # from the side that is gone
+    x = np.linspace(0, 1, image.width)[:: -flaw.side]  # from the side that is cut off
     y = np.linspace(0, 1, image.height)
-    pixels[x < (0.15 + 0.65 * flaw.strength) * y[:, None], 3] = 0  # on a slant, from the upper corner to the foot
+    # The cut slants from the upper corner to the foot.
+    pixels[x < (0.15 + 0.65 * flaw.strength) * y[:, None], 3] = 0
     return Image.fromarray(pixels)
 
 
@@ -157,5 +182,5 @@ _CHANGES = {
 
 
 def change_cutout(image: Image.Image, flaw: Flaw, product: Product) -> Image.Image:
-    """The cut-out with a flaw of appearance or extension; unchanged by the others."""
+    """Applies a flaw of appearance or extension to a cut-out; other flaws leave it unchanged."""
     return _CHANGES[flaw.name](image, flaw, product) if flaw.name in _CHANGES else image

@@ -1,16 +1,18 @@
-"""Chains of thought written from a scene's facts.
+"""Chains of thought, written from the facts of rendered scenes.
 
-Of each candidate a chain says what there is to see of what was asked, then the verdict. A thorough one says of each image all
-there is to see, in the same words and always in the same order, so that every sample teaches perception of all kinds.
+For each candidate a chain states what is visible in the dimension asked about, then the verdict. A
+thorough chain describes every image in all dimensions, in the same words and order, so that every
+sample teaches all kinds of perception.
 """
 
 import numpy as np
 
+from aesthetic_jax.data.answers import LETTERS
 from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw
 from aesthetic_jax.data.scenes.products import Product
 from aesthetic_jax.data.scenes.render import Scene
 
-# One style of three, and one pair of verdicts, is chosen for a whole chain.
+# A chain uses one of three styles (the index into the tuples below) and one pair of verdicts.
 _VERDICTS = (("fine", "wrong"), ("good", "bad"), ("passes", "fails"))  # (passes, fails)
 _SIDES = {-1: "left", 1: "right"}
 _DIMENSION_OF = {flaw: dimension for dimension, flaws in FLAWS.items() for flaw in flaws}
@@ -38,16 +40,16 @@ _WHOLE = ("whole", "complete", "nothing added")
 
 
 def _appearance(style: int, product: Product, flaw: Flaw | None) -> list[str]:
-    """Colours and cap; of a user's cut-out, whose colours have no names, what has become of them."""
-    name = flaw.name if flaw else ""
+    """Colours and cap; for a user's cut-out, whose colours have no names, what has changed."""
+    name, new_colour = (flaw.name, flaw.colour) if flaw else ("", "")
     if product.colour is not None:
-        body = flaw.colour if name == "other_colour" else product.colour
-        label = flaw.colour if name == "other_label" else product.label
+        body = new_colour if name == "other_colour" else product.colour
+        label = new_colour if name == "other_label" else product.label
         facts = [f"{body} {product.name}", f"{label} label", f"{product.cap} cap"]
     else:
         facts = [
-            f"{flaw.colour} {product.name}" if name == "other_colour" else product.name,
-            f"{flaw.colour} label" if name == "other_label" else "same label",
+            f"{new_colour} {product.name}" if name == "other_colour" else product.name,
+            f"{new_colour} label" if name == "other_label" else "same label",
             "cap on",
         ]
     if name == "cap_missing":
@@ -56,6 +58,7 @@ def _appearance(style: int, product: Product, flaw: Flaw | None) -> list[str]:
 
 
 def _shape(style: int, flaw: Flaw | None) -> str:
+    """Whether the product keeps its shape."""
     if flaw and flaw.name == "stretched":
         return (_WIDER if flaw.side > 0 else _NARROWER)[style]
     return _FAULTS["bent"][style] if flaw and flaw.name == "bent" else _SAME_SHAPE[style]
@@ -75,11 +78,14 @@ def _shadow(style: int, scene: Scene, flaw: Flaw | None) -> list[str]:
 
 
 def _fault(style: int, flaw: Flaw | None, sound: tuple[str, ...]) -> str:
+    """The flaw in words, or a statement that there is none."""
     return _FAULTS[flaw.name][style].format(side=_SIDES[flaw.side]) if flaw else sound[style]
 
 
-def _facts(dimension: str, style: int, product: Product, scene: Scene, flaw: Flaw | None) -> list[str]:
-    """What there is to see of one dimension in one image, with its flaw or without."""
+def _facts(
+    dimension: str, style: int, product: Product, scene: Scene, flaw: Flaw | None
+) -> list[str]:
+    """What one image shows of one dimension, with or without a flaw of that dimension."""
     if dimension == "appearance_deformation":
         return [*_appearance(style, product, flaw), _shape(style, flaw)]
     if dimension == "physical_shadow":
@@ -95,26 +101,31 @@ def write_reasoning(
     flaws: list[tuple[Flaw, ...]],
     thorough: bool = False,
 ) -> str:
-    """The chain of thought of one sample.
+    """Writes the chain of thought of one sample.
 
     Args:
+        rng: draws the style.
         asked: the dimension asked about.
-        scenes: of each image, the original first.
-        flaws: of each image, of any dimension, at most one of each.
-        thorough: tell the facts of all dimensions; the verdicts are on the one asked about all the same.
+        product: the product in all images.
+        scenes: each image's scene, the original first.
+        flaws: each image's flaws, at most one per dimension.
+        thorough: describe every image in all dimensions. The verdicts still follow the dimension
+            asked about.
     """
     style = int(rng.integers(3))
     verdicts = _VERDICTS[int(rng.integers(len(_VERDICTS)))]
-    told = tuple(FLAWS) if thorough else (asked,)
-    parts = []
-    for name, scene, present in zip(("Original", *"ABCDEFGH"), scenes, flaws, strict=False):
+    described = tuple(FLAWS) if thorough else (asked,)
+    sentences = []
+    for name, scene, present in zip(("Original", *LETTERS), scenes, flaws, strict=False):
         flaw_of = {_DIMENSION_OF[flaw.name]: flaw for flaw in present}
-        facts = [fact for x in told for fact in _facts(x, style, product, scene, flaw_of.get(x))]
+        facts = []
+        for dimension in described:
+            facts += _facts(dimension, style, product, scene, flaw_of.get(dimension))
         if name != "Original":
             facts.append(verdicts[asked in flaw_of])
-        elif "appearance_deformation" in told:
-            facts.remove(_SAME_SHAPE[style])  # the others are compared with it
+        elif "appearance_deformation" in described:
+            facts.remove(_SAME_SHAPE[style])  # the candidates are compared with the original
         else:
-            continue  # the candidates need no comparison
-        parts.append(f"{name}: {', '.join(facts)}.")
-    return " ".join(parts)
+            continue  # the candidates are judged without the original
+        sentences.append(f"{name}: {', '.join(facts)}.")
+    return " ".join(sentences)

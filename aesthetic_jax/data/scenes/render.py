@@ -1,6 +1,7 @@
-"""A scene to an image: wall, table, light, the product, its shading and the shadow it casts.
+"""Renders a scene: wall, table, light, the product, its shading and its shadow.
 
-All geometry is in shares of the image's side, x to the right and y down; the light stands left or right.
+Lengths are fractions of the image's side, with x to the right and y down. The light comes from the
+left or the right.
 """
 
 import dataclasses
@@ -11,8 +12,8 @@ from PIL import Image, ImageFilter
 from aesthetic_jax.data.scenes.flaws import Flaw, change_cutout
 from aesthetic_jax.data.scenes.products import Product
 
-_HORIZON, _EDGE = 0.50, 0.90  # where the wall meets the table, and where the table's front begins
-_RISE = 0.3  # how far back a shadow goes for what it goes sideways
+_HORIZON, _EDGE = 0.50, 0.90  # y of the wall's foot and of the table's front edge
+_RISE = 0.3  # how far back a shadow reaches, per unit sideways
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +23,11 @@ class Scene:
     Attributes:
         light: -1 from the left, 1 from the right.
         shadow: length of the shadow in heights of the product.
-        centre, ground: where the middle of the product's foot is.
-        scale: of the product.
-        wall, table: RGB colours, 0 to 255.
+        centre: x of the middle of the product's foot.
+        ground: y of the product's foot.
+        scale: scale of the product.
+        wall: RGB colour, 0 to 255.
+        table: RGB colour, 0 to 255.
         backdrop: a photo in place of wall and table, or None.
     """
 
@@ -39,7 +42,7 @@ class Scene:
 
 
 def random_scene(rng: np.random.Generator, backdrop: Image.Image | None = None) -> Scene:
-    """A scene with muted colours and the product near the middle."""
+    """Draws a scene with muted colours and the product near the middle."""
     wall = rng.integers(150, 215) + rng.integers(-14, 15, 3)
     table = rng.integers(105, 165) + np.array([18, 4, -14]) + rng.integers(-12, 13, 3)
     return Scene(
@@ -48,18 +51,28 @@ def random_scene(rng: np.random.Generator, backdrop: Image.Image | None = None) 
         centre=float(rng.uniform(0.45, 0.55)),
         ground=float(rng.uniform(0.79, 0.83)),
         scale=float(rng.uniform(0.92, 1.04)),
-        wall=tuple(int(x) for x in wall),
-        table=tuple(int(x) for x in table),
+        wall=_rgb(wall),
+        table=_rgb(table),
         backdrop=backdrop,
     )
 
 
+def _rgb(values: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (int(x) for x in values)
+    return red, green, blue
+
+
 def _background(scene: Scene, side: int) -> np.ndarray:
-    """Wall, brighter towards the light, and table with its front edge; [side, side, 3] float."""
+    """Wall, brighter towards the light, and table with its front edge, as float32.
+
+    Shape [side, side, 3]; without a backdrop the values are not clipped to 0..255.
+    """
     if scene.backdrop is not None:
         return np.asarray(scene.backdrop.convert("RGB").resize((side, side)), np.float32).copy()
     y = (np.arange(side) + 0.5) / side
-    rows = np.where((y < _HORIZON)[:, None], np.array(scene.wall, np.float32), np.array(scene.table, np.float32))
+    rows = np.where(
+        (y < _HORIZON)[:, None], np.array(scene.wall, np.float32), np.array(scene.table, np.float32)
+    )
     rows = rows * np.where(y < _HORIZON, 1.0, 0.9 + 0.2 * (y - _HORIZON))[:, None]
     rows[y >= _EDGE] *= 0.55
     x = np.linspace(-1, 1, side, dtype=np.float32)
@@ -67,7 +80,7 @@ def _background(scene: Scene, side: int) -> np.ndarray:
 
 
 def _shade(cutout: Image.Image, light: int) -> Image.Image:
-    """The cut-out bright on the side of the light, dark on the other, with a highlight."""
+    """Lights a cut-out: bright towards the light, dark on the other side, with a highlight."""
     pixels = np.asarray(cutout).astype(np.float32)
     x = np.linspace(-1, 1, pixels.shape[1], dtype=np.float32) * light
     pixels[..., :3] *= (0.82 + 0.34 * x - 0.08 * x**2)[None, :, None]
@@ -76,23 +89,24 @@ def _shade(cutout: Image.Image, light: int) -> Image.Image:
 
 
 def _cast(alpha: Image.Image, side: int, foot: tuple[float, float], slant: float) -> np.ndarray:
-    """A silhouette laid on the table: [side, side] float in 0..1.
+    """Lays a silhouette on the table as a shadow: [side, side], float32 in 0..1.
 
     Args:
         alpha: the product's silhouette.
-        foot: pixel position of its foot.
-        slant: sideways reach of the shadow in heights, signed.
+        side: side of the image in pixels.
+        foot: position of the product's foot in pixels.
+        slant: sideways reach of the shadow in heights of the product; negative to the left.
     """
     rise = max(0.04, _RISE * abs(slant))
     x, y = foot
-    per_row = slant / rise  # sideways shift for each pixel that the shadow goes back
+    per_row = slant / rise  # sideways shift per pixel that the shadow reaches back
     affine = (1, per_row, alpha.width / 2 - x - per_row * y, 0, 1 / rise, alpha.height - y / rise)
     cast = alpha.transform((side, side), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
     return np.asarray(cast.filter(ImageFilter.BoxBlur(side / 90)), np.float32) / 255
 
 
 def _shadow_slants(scene: Scene, flaws: dict[str, Flaw]) -> list[tuple[float, float]]:
-    """(slant, darkness) of each shadow; without a flaw one, away from the light."""
+    """(slant, darkness) of each shadow; without a flaw a single one, away from the light."""
     away, length, dark = -scene.light, scene.shadow, 0.65
     if flaw := flaws.get("wrong_side"):
         return [(-away * length * (0.5 + 0.5 * flaw.strength), dark)]
@@ -107,7 +121,14 @@ def _shadow_slants(scene: Scene, flaws: dict[str, Flaw]) -> list[tuple[float, fl
 
 
 def render(product: Product, scene: Scene, flaws: tuple[Flaw, ...], size: int) -> Image.Image:
-    """The scene as an RGB image of `size` pixels a side."""
+    """Renders a scene as an RGB image of `size` pixels per side.
+
+    Args:
+        product: the product in the scene.
+        scene: the surroundings.
+        flaws: flaws of the image, at most one per dimension.
+        size: side of the image in pixels.
+    """
     side = size * (3 if size < 128 else 2)
     by_name = {flaw.name: flaw for flaw in flaws}
     height = max(8, round(product.height * scene.scale * side))
@@ -116,7 +137,9 @@ def render(product: Product, scene: Scene, flaws: tuple[Flaw, ...], size: int) -
         cutout = change_cutout(cutout, flaw, product)
     cutout = _shade(cutout, scene.light)
     if flaw := by_name.get("leaning"):
-        cutout = cutout.rotate(flaw.side * (8 + 24 * flaw.strength), Image.Resampling.BILINEAR, expand=True)
+        cutout = cutout.rotate(
+            flaw.side * (8 + 24 * flaw.strength), Image.Resampling.BILINEAR, expand=True
+        )
         cutout = cutout.crop(cutout.getbbox())
 
     x, ground = scene.centre * side, scene.ground * side

@@ -1,4 +1,4 @@
-"""One synthetic sample from a seed and a number: five images, the answer, and the reasoning that leads to it."""
+"""One synthetic sample from a seed and a number: five images, the answer and its reasoning."""
 
 import dataclasses
 import io
@@ -7,26 +7,35 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from aesthetic_jax.data.answers import option_letters
 from aesthetic_jax.data.manifest import DIMENSIONS
 from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw, random_flaw
 from aesthetic_jax.data.scenes.products import Product, cutout_product, random_product
 from aesthetic_jax.data.scenes.reasoning import write_reasoning
-from aesthetic_jax.data.scenes.render import random_scene, render
+from aesthetic_jax.data.scenes.render import Scene, random_scene, render
 
 _CANDIDATES = 4
-_FAILS = 0.5  # probability that a candidate has a flaw of the dimension asked about
-_DISTRACTS = 0.4  # of each other dimension
+# Probability of a flaw in the dimension asked about, and in each other dimension.
+_FAILS, _DISTRACTS = 0.5, 0.4
 
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticSample:
-    """Images as JPEG bytes, the original first, and what is true of them."""
+    """A rendered sample.
+
+    Attributes:
+        dimension: the dimension asked about.
+        images: JPEG files, the original first.
+        answer: letters of the candidates that pass.
+        reasoning: chain of thought.
+        flaws: each candidate's flaws, in all dimensions.
+    """
 
     dimension: str
     images: tuple[bytes, ...]
     answer: tuple[str, ...]
     reasoning: str
-    flaws: tuple[tuple[Flaw, ...], ...]  # of each candidate, asked about or not
+    flaws: tuple[tuple[Flaw, ...], ...]
 
 
 def _jpeg(image: Image.Image) -> bytes:
@@ -35,12 +44,16 @@ def _jpeg(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _flaws(rng: np.random.Generator, asked: str, product: Product, strength: tuple[float, float]) -> tuple[Flaw, ...]:
-    """The flaws of one candidate, at most one of a dimension."""
+def _flaws(
+    rng: np.random.Generator, asked: str, product: Product, strength: tuple[float, float]
+) -> tuple[Flaw, ...]:
+    """Draws the flaws of one candidate, at most one of each dimension."""
     flawed = [x for x in DIMENSIONS if rng.random() < (_FAILS if x == asked else _DISTRACTS)]
     flaws = (random_flaw(rng, dimension, product, strength) for dimension in flawed)
-    # Without a shadow nobody can tell whether a product floats.
-    return tuple(flaw for flaw in flaws if not (asked == "placement_layout" and flaw.name == "missing"))
+    # Without a shadow, one can't tell whether a product floats.
+    return tuple(
+        flaw for flaw in flaws if not (asked == "placement_layout" and flaw.name == "missing")
+    )
 
 
 def make_sample(
@@ -52,30 +65,36 @@ def make_sample(
     cutouts: Sequence[Image.Image] = (),
     backdrops: Sequence[Image.Image] = (),
 ) -> SyntheticSample:
-    """Sample `number` of a data set; it depends on nothing but the arguments.
+    """Makes sample `number` of a data set; it depends only on the arguments.
 
     Args:
+        seed: seed of the data set.
+        number: number of the sample, from 0; it also decides the dimension.
         size: side of the images in pixels.
         strength: range that the strength of flaws is drawn from.
-        thorough: probability that the chain of thought tells all there is to see of each image.
+        thorough: probability that the chain of thought describes every image in all dimensions.
         cutouts: a user's products; empty: drawn ones.
         backdrops: a user's photos; empty: a wall and a table.
     """
     rng = np.random.default_rng((seed, number))
     dimension = DIMENSIONS[number % len(DIMENSIONS)]
-    product = cutout_product(cutouts[rng.integers(len(cutouts))]) if cutouts else random_product(rng)
 
-    def scene():
-        return random_scene(rng, backdrops[rng.integers(len(backdrops))] if backdrops else None)
+    def choose(images: Sequence[Image.Image]) -> Image.Image:
+        return images[int(rng.integers(len(images)))]
 
-    scenes = [scene() for _ in range(1 + _CANDIDATES)]
+    def draw_scene() -> Scene:
+        return random_scene(rng, choose(backdrops) if backdrops else None)
+
+    product = cutout_product(choose(cutouts)) if cutouts else random_product(rng)
+
+    scenes = [draw_scene() for _ in range(1 + _CANDIDATES)]
     flaws = [(), *(_flaws(rng, dimension, product, strength) for _ in range(_CANDIDATES))]
     return SyntheticSample(
         dimension=dimension,
         images=tuple(_jpeg(render(product, *x, size)) for x in zip(scenes, flaws, strict=True)),
         answer=tuple(
             letter
-            for letter, present in zip("ABCD", flaws[1:], strict=True)
+            for letter, present in zip(option_letters(_CANDIDATES), flaws[1:], strict=True)
             if all(flaw.name not in FLAWS[dimension] for flaw in present)
         ),
         reasoning=write_reasoning(rng, dimension, product, scenes, flaws, rng.random() < thorough),
