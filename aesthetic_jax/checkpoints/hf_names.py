@@ -1,8 +1,10 @@
-"""Which tensor of a Hugging Face checkpoint is which parameter: one table, read both ways.
+"""Names of parameters and of Hugging Face tensors: one table, used in both directions.
 
-Three spellings are on disk. "-hf" is what transformers writes, and what is written here. "In-memory" names are those
-of transformers' state_dict, the same but for their prefixes. "Original" is OpenGVLab's, whose vision tower keeps query,
-key and value in one tensor.
+Published checkpoints spell names in three ways:
+
+- "-hf": written to disk by transformers and by this package;
+- "in-memory": those of transformers' state_dict, which differ from "-hf" in their prefixes;
+- "original": OpenGVLab's, whose vision tower keeps query, key and value in one fused tensor.
 """
 
 import dataclasses
@@ -11,66 +13,79 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-# parameter's path | -hf name | original name; {} is the layer. A path that ends in a module stands for its kernel or
-# scale ("weight" on disk) and its bias. [n] is the n-th third of a tensor's rows.
-_TABLE = """
-vision.class_token       vision_tower.embeddings.cls_token                  vision_model.embeddings.class_embedding
-vision.positions         vision_tower.embeddings.position_embeddings        vision_model.embeddings.position_embedding
-vision.patch_embed       vision_tower.embeddings.patch_embeddings.projection vision_model.embeddings.patch_embedding
-vision.layers.norm1      vision_tower.encoder.layer.{}.layernorm_before     vision_model.encoder.layers.{}.norm1
-vision.layers.query      vision_tower.encoder.layer.{}.attention.q_proj     vision_model.encoder.layers.{}.attn.qkv[0]
-vision.layers.key        vision_tower.encoder.layer.{}.attention.k_proj     vision_model.encoder.layers.{}.attn.qkv[1]
-vision.layers.value      vision_tower.encoder.layer.{}.attention.v_proj     vision_model.encoder.layers.{}.attn.qkv[2]
-vision.layers.query_norm vision_tower.encoder.layer.{}.attention.q_norm     vision_model.encoder.layers.{}.attn.q_norm
-vision.layers.key_norm   vision_tower.encoder.layer.{}.attention.k_norm     vision_model.encoder.layers.{}.attn.k_norm
-vision.layers.out  vision_tower.encoder.layer.{}.attention.projection_layer vision_model.encoder.layers.{}.attn.proj
-vision.layers.scale1     vision_tower.encoder.layer.{}.lambda_1             vision_model.encoder.layers.{}.ls1
-vision.layers.norm2      vision_tower.encoder.layer.{}.layernorm_after      vision_model.encoder.layers.{}.norm2
-vision.layers.up         vision_tower.encoder.layer.{}.mlp.fc1              vision_model.encoder.layers.{}.mlp.fc1
-vision.layers.down       vision_tower.encoder.layer.{}.mlp.fc2              vision_model.encoder.layers.{}.mlp.fc2
-vision.layers.scale2     vision_tower.encoder.layer.{}.lambda_2             vision_model.encoder.layers.{}.ls2
-projector.norm           multi_modal_projector.layer_norm                   mlp1.0
-projector.up             multi_modal_projector.linear_1                     mlp1.1
-projector.down           multi_modal_projector.linear_2                     mlp1.3
-language.embedding       language_model.model.embed_tokens.weight           =
-language.layers.norm1    language_model.model.layers.{}.input_layernorm     =
-language.layers.query    language_model.model.layers.{}.self_attn.q_proj    =
-language.layers.key      language_model.model.layers.{}.self_attn.k_proj    =
-language.layers.value    language_model.model.layers.{}.self_attn.v_proj    =
-language.layers.out      language_model.model.layers.{}.self_attn.o_proj    =
-language.layers.norm2    language_model.model.layers.{}.post_attention_layernorm =
-language.layers.gate     language_model.model.layers.{}.mlp.gate_proj       =
-language.layers.up       language_model.model.layers.{}.mlp.up_proj         =
-language.layers.down     language_model.model.layers.{}.mlp.down_proj       =
-language.norm            language_model.model.norm                          =
-language.head            language_model.lm_head.weight                      =
-"""
+# Each section: prefixes of parameter, "-hf" name and original name ({} is the layer), then rows.
+# A row that names a module stands for its kernel or scale ("weight" on disk) and its bias.
+# [n] is the n-th third of a fused tensor. The language model has the same names in both spellings.
+_SECTIONS = {
+    ("vision.", "vision_tower.embeddings.", "vision_model.embeddings."): """
+        class_token  cls_token                    class_embedding
+        positions    position_embeddings          position_embedding
+        patch_embed  patch_embeddings.projection  patch_embedding
+    """,
+    ("vision.layers.", "vision_tower.encoder.layer.{}.", "vision_model.encoder.layers.{}."): """
+        norm1        layernorm_before             norm1
+        query        attention.q_proj             attn.qkv[0]
+        key          attention.k_proj             attn.qkv[1]
+        value        attention.v_proj             attn.qkv[2]
+        query_norm   attention.q_norm             attn.q_norm
+        key_norm     attention.k_norm             attn.k_norm
+        out          attention.projection_layer   attn.proj
+        scale1       lambda_1                     ls1
+        norm2        layernorm_after              norm2
+        up           mlp.fc1                      mlp.fc1
+        down         mlp.fc2                      mlp.fc2
+        scale2       lambda_2                     ls2
+    """,
+    ("projector.", "multi_modal_projector.", "mlp1."): """
+        norm         layer_norm                   0
+        up           linear_1                     1
+        down         linear_2                     3
+    """,
+    ("language.", "language_model.", "language_model."): """
+        embedding    model.embed_tokens.weight    model.embed_tokens.weight
+        norm         model.norm                   model.norm
+        head         lm_head.weight               lm_head.weight
+    """,
+    ("language.layers.", "language_model.model.layers.{}.", "language_model.model.layers.{}."): """
+        norm1        input_layernorm              input_layernorm
+        query        self_attn.q_proj             self_attn.q_proj
+        key          self_attn.k_proj             self_attn.k_proj
+        value        self_attn.v_proj             self_attn.v_proj
+        out          self_attn.o_proj             self_attn.o_proj
+        norm2        post_attention_layernorm     post_attention_layernorm
+        gate         mlp.gate_proj                mlp.gate_proj
+        up           mlp.up_proj                  mlp.up_proj
+        down         mlp.down_proj                mlp.down_proj
+    """,
+}
 _ROWS = {
-    path: (hf, hf if original == "=" else original) for path, hf, original in map(str.split, _TABLE.split("\n")[1:-1])
+    parameter + names[0]: (hf + names[1], original + names[2])
+    for (parameter, hf, original), rows in _SECTIONS.items()
+    for names in map(str.split, rows.strip().split("\n"))
 }
 _ON_DISK = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 HEAD = "language_model.lm_head.weight"
 
-# In-memory prefix: -hf prefix, the longest first.
+# In-memory prefix: "-hf" prefix.
 _IN_MEMORY = {
     "model.language_model.": "language_model.model.",
     "model.vision_tower.": "vision_tower.",
     "model.multi_modal_projector.": "multi_modal_projector.",
     "lm_head.": "language_model.lm_head.",
 }
-# Constants that old checkpoints hold as if they were weights.
-_NO_WEIGHT = ".rotary_emb.inv_freq"
+# A constant that old checkpoints store among the weights.
+_CONSTANT = ".rotary_emb.inv_freq"
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a parameter lies in a file.
+    """How a parameter is stored in a file.
 
     Attributes:
         shape: parameter's shape -> stored shape.
-        read: stored tensor -> parameter (a view).
-        write: (parameter, stored shape) -> stored tensor (a view).
-        row_axis: axis of the parameter along which the stored tensor's rows follow one another; None: there is none.
+        read: stored tensor -> parameter, a view.
+        write: (parameter, stored shape) -> stored tensor, a view.
+        row_axis: the parameter's axis that is the stored tensor's first axis; None: there is none.
     """
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]
@@ -85,11 +100,14 @@ def _patch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 _PLAIN = Layout(lambda shape: shape, lambda x: x, lambda x, shape: x, row_axis=0)
-_MATRIX = Layout(lambda shape: shape[::-1], lambda x: x.T, lambda x, shape: x.T, row_axis=1)  # torch keeps [out, in]
+# PyTorch stores matrices as [out, in].
+_MATRIX = Layout(lambda shape: shape[::-1], lambda x: x.T, lambda x, shape: x.T, row_axis=1)
 _LAYOUTS = {
-    "vision.class_token": Layout(lambda shape: (1, 1, *shape), lambda x: x[0, 0], lambda x, shape: x[None, None]),
+    "vision.class_token": Layout(
+        lambda shape: (1, 1, *shape), lambda x: x[0, 0], lambda x, shape: x[None, None]
+    ),
     "vision.positions": Layout(lambda shape: (1, *shape), lambda x: x[0], lambda x, shape: x[None]),
-    # A convolution's [out, channel, row, column], against rows of patches flattened [row, column, channel].
+    # A convolution [out, channel, row, column]; the parameter has rows (row, column, channel).
     "vision.patch_embed.kernel": Layout(
         _patch_shape,
         lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]),
@@ -105,11 +123,11 @@ class Entry:
 
     Attributes:
         path: the parameter's path, as flatten_dict gives it.
-        layer: index into the parameter's leading axis; None if it isn't stacked.
+        layer: index into the parameter's leading axis; None: it is not stacked.
         name: the tensor's name.
         shape: the tensor's shape.
-        part: which third of the tensor's rows is meant; None: all of it.
-        layout: how to turn the tensor (its third) into the parameter (its layer).
+        part: which third of the tensor's rows; None: all rows.
+        layout: turns the tensor (its third) into the parameter (its layer).
     """
 
     path: tuple[str, ...]
@@ -121,11 +139,11 @@ class Entry:
 
 
 def entries(shapes: dict[tuple[str, ...], tuple[int, ...]], original: bool = False) -> list[Entry]:
-    """Every tensor that holds a model's parameters.
+    """Lists the tensors that hold a model's parameters.
 
     Args:
-        shapes: the parameters' shapes by path; LoRA's have no place in a checkpoint and are passed over.
-        original: in OpenGVLab's spelling, else "-hf".
+        shapes: the parameters' shapes by path; LoRA's are skipped, since no checkpoint holds them.
+        original: use OpenGVLab's names instead of "-hf".
     """
     listed = []
     for path, shape in shapes.items():
@@ -142,24 +160,29 @@ def entries(shapes: dict[tuple[str, ...], tuple[int, ...]], original: bool = Fal
         stored = layout.shape(shape[1:] if stacked else shape)
         if part:
             stored = (3 * stored[0], *stored[1:])
+        third = int(part[:-1]) if part else None
         for layer in range(shape[0]) if stacked else (None,):
-            part_index = int(part[:-1]) if part else None
-            listed.append(Entry(path, layer, name.format(layer) + suffix, stored, part_index, layout))
+            full_name = name.format(layer) + suffix
+            listed.append(Entry(path, layer, full_name, stored, third, layout))
     return listed
 
 
 def adapter_entries(shapes: dict[tuple[str, ...], tuple[int, ...]]) -> list[Entry]:
-    """Every tensor of a PEFT adapter that holds a model's LoRA matrices; the other parameters are passed over."""
+    """Lists the tensors of a PEFT adapter that hold LoRA matrices; other parameters are skipped."""
     suffixes = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
     listed = []
     for path, shape in shapes.items():
         if path[-1] not in suffixes:
             continue
         on_disk = _ROWS[".".join(path[:-1])][0]
-        prefix, on_disk_prefix = next(x for x in _IN_MEMORY.items() if on_disk.startswith(x[1]))
-        name = f"base_model.model.{prefix}{on_disk.removeprefix(on_disk_prefix)}{suffixes[path[-1]]}"
+        prefix, hf_prefix = next(x for x in _IN_MEMORY.items() if on_disk.startswith(x[1]))
+        in_memory = prefix + on_disk.removeprefix(hf_prefix)
+        name = f"base_model.model.{in_memory}{suffixes[path[-1]]}"
         stored = _MATRIX.shape(shape[1:])
-        listed += [Entry(path, layer, name.format(layer), stored, None, _MATRIX) for layer in range(shape[0])]
+        listed += [
+            Entry(path, layer, name.format(layer), stored, None, _MATRIX)
+            for layer in range(shape[0])
+        ]
     return listed
 
 
@@ -169,8 +192,8 @@ def is_original(names: Iterable[str]) -> bool:
 
 
 def normalise(name: str) -> str | None:
-    """A tensor's name with in-memory prefixes turned into those on disk; None for what is no weight."""
-    if name.endswith(_NO_WEIGHT):
+    """Turns in-memory prefixes of a tensor's name into those on disk; None: not a weight."""
+    if name.endswith(_CONSTANT):
         return None
     for prefix, on_disk in _IN_MEMORY.items():
         if name.startswith(prefix):

@@ -1,8 +1,9 @@
-"""Checksums of a checkpoint: written into it before it gets its final name, compared before it is read.
+"""Checksums of a run's checkpoints: written before a checkpoint is published, compared before use.
 
-`checksums.txt` is in the form that `b2sum --check` reads, run inside the checkpoint. It names every file that decides what is
-restored, those of the run that all its checkpoints share (`../../model.json`) too. Its last line, a comment, is the checksum of
-those before it.
+`checksums.txt` has the format that `b2sum --check` reads inside the checkpoint. It lists every file
+that determines what is restored, including those that all checkpoints of the run share
+(`../../model.json` and the tokenizer). Its last line, a comment, is the checksum of the lines
+above.
 """
 
 import hashlib
@@ -14,30 +15,38 @@ from etils import epath
 from aesthetic_jax.errors import UserError
 
 _NAME = "checksums.txt"
-_IGNORED = {_NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}  # Orbax writes these, times, once more behind us
+# Orbax rewrites these two files, which hold times, after the checksums are taken.
+_IGNORED = {_NAME, "_CHECKPOINT_METADATA", "commit_success.txt"}
 _SHARED = "../../"
+_BLOCK_BYTES = 1 << 22
+_THREADS = 8  # hashing releases the interpreter's lock
 
 
 def write_checksums(checkpoint: epath.Path) -> None:
-    """Writes `checksums.txt` into a checkpoint whose files are all there; its own name may be a temporary one."""
+    """Writes `checksums.txt` into a checkpoint, which may still have its temporary name.
+
+    All its files must exist.
+    """
     run = checkpoint.parent.parent
+    own = [str(file.relative_to(checkpoint)) for file in _files(checkpoint)]
     shared = [run / "model.json", *_files(run / "tokenizer")]
-    names = [name for x in _files(checkpoint) if (name := str(x.relative_to(checkpoint))) not in _IGNORED]
-    names += [_SHARED + str(x.relative_to(run)) for x in shared if x.exists()]
+    names = [name for name in own if name not in _IGNORED]
+    names += [_SHARED + str(file.relative_to(run)) for file in shared if file.exists()]
     names.sort()
-    lines = [f"{digest}  {name}\n" for name, digest in zip(names, _digests(checkpoint, names), strict=True)]
-    body = "".join(lines)
-    (checkpoint / _NAME).write_text(f"{body}# {_digest_of(body)}\n")  # torn, it does not match its own last line
+    digests = _digests(checkpoint, names)
+    body = "".join(f"{digest}  {name}\n" for name, digest in zip(names, digests, strict=True))
+    (checkpoint / _NAME).write_text(f"{body}# {_digest_of(body)}\n")
 
 
 def find_damage(checkpoint: epath.Path, item: str = "") -> str | None:
-    """What is wrong with a checkpoint, in a few words; None: it is as it was written.
+    """Describes how a checkpoint is damaged; None: it is intact.
 
     Args:
-        item: look at this part of it alone, such as "parameters"; "": all.
+        checkpoint: directory of the checkpoint.
+        item: check only this part, such as "parameters"; "": everything.
 
     Raises:
-        UserError: the checkpoint is whole, but a file of the run that it goes with has been changed.
+        UserError: the checkpoint is intact, but a file of the run that it needs has changed.
     """
     try:
         content = (checkpoint / _NAME).read_bytes()
@@ -48,15 +57,16 @@ def find_damage(checkpoint: epath.Path, item: str = "") -> str | None:
     body, mark, last = content.rpartition(b"# ")
     if not mark or last != f"{_digest_of(body)}\n".encode():
         return f"{_NAME} is damaged"
-    expected = {name: digest for digest, name in (line.split("  ", 1) for line in body.decode().splitlines())}
-    names = [name for name in expected if name.startswith((f"{item}/" if item else "", _SHARED))]
+    expected = {}
+    for line in body.decode().splitlines():
+        digest, name = line.split("  ", 1)
+        if name.startswith((f"{item}/" if item else "", _SHARED)):
+            expected[name] = digest
+    found = _digests(checkpoint, expected)
     changed = [
-        name
-        for name, digest in zip(names, _digests(checkpoint, names), strict=True)
-        if digest is None or digest != expected[name]
+        name for name, digest in zip(expected, found, strict=True) if digest != expected[name]
     ]
-    own = [name for name in changed if not name.startswith(_SHARED)]
-    if own:
+    if own := [name for name in changed if not name.startswith(_SHARED)]:
         more = f" and {len(own) - 1} more" if len(own) > 1 else ""
         return f"{own[0]} is damaged or missing{more}"
     if changed:
@@ -66,27 +76,28 @@ def find_damage(checkpoint: epath.Path, item: str = "") -> str | None:
 
 
 def _files(folder: epath.Path) -> list[epath.Path]:
+    """All files in a folder and its subfolders."""
     if not folder.exists():
         return []
     return [file for x in folder.iterdir() for file in (_files(x) if x.is_dir() else [x])]
 
 
 def _digests(checkpoint: epath.Path, names: Iterable[str]) -> list[str | None]:
-    """BLAKE2b of files, by the names that `checksums.txt` has for them; None where one can't be read."""
+    """BLAKE2b of files by their names in `checksums.txt`; None for a file that can't be read."""
     run = checkpoint.parent.parent
 
     def digest(name: str) -> str | None:
         file = run / name.removeprefix(_SHARED) if name.startswith(_SHARED) else checkpoint / name
-        hashed = hashlib.blake2b()
+        hasher = hashlib.blake2b()
         try:
-            with file.open("rb") as content:
-                while block := content.read(1 << 22):
-                    hashed.update(block)
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK_BYTES):
+                    hasher.update(block)
         except OSError:
             return None
-        return hashed.hexdigest()
+        return hasher.hexdigest()
 
-    with ThreadPoolExecutor(8) as pool:  # hashing releases the interpreter's lock
+    with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(digest, names))
 
 

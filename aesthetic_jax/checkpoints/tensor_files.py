@@ -1,20 +1,23 @@
-"""Safetensors files: a checked header, tensors read one at a time, a file written as a stream.
+"""Safetensors files: checks a header, reads tensors one at a time, writes a file as a stream.
 
-The format: 8 bytes with the header's length, a JSON header {name: {dtype, shape, data_offsets}}, the tensors' bytes.
-The safetensors library maps whole files into memory, and writes only what it holds all at once; plain reads keep a 2B
-import within its memory limit, and work on any path that epath opens, gs:// included.
+Format: 8 bytes with the header's length, a JSON header {name: {dtype, shape, data_offsets}}, then
+the tensors' bytes. The safetensors library maps whole files into memory and writes only what it
+holds all at once. Plain reads keep the import of a 2B model within its memory limit, and work on
+every path that epath opens, gs:// included.
 """
 
 import dataclasses
 import json
 from collections.abc import Iterable
-from typing import BinaryIO
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
 from aesthetic_jax.errors import UserError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # a checkpoint's files
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -23,19 +26,19 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_HEADER_LIMIT = 100_000_000  # bytes; the safetensors library's own limit
+_MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies.
+    """Where one tensor is stored.
 
     Attributes:
         file: the file that holds it.
-        dtype: safetensors' name of its type, not always one of DTYPES (integers are listed too).
+        dtype: safetensors' name for its type; may be missing from DTYPES, as integers are.
         shape: as stored.
         start: offset of its first byte in the file.
-        size: its bytes.
+        size: number of its bytes.
     """
 
     file: epath.Path
@@ -45,10 +48,12 @@ class StoredTensor:
     size: int
 
     def rows(self, start: int, stop: int) -> "StoredTensor":
-        """Some of its rows, which lie together in the file."""
+        """Rows [start, stop), which are contiguous in the file."""
         row = self.size // self.shape[0]
         shape = (stop - start, *self.shape[1:])
-        return dataclasses.replace(self, shape=shape, start=self.start + start * row, size=(stop - start) * row)
+        return dataclasses.replace(
+            self, shape=shape, start=self.start + start * row, size=(stop - start) * row
+        )
 
     def third(self, index: int) -> "StoredTensor":
         """One third of its rows: the query, key or value of a fused projection."""
@@ -57,10 +62,10 @@ class StoredTensor:
 
 
 def read_header(file: epath.Path) -> dict[str, StoredTensor]:
-    """The tensors of a file by name, without reading their bytes.
+    """Finds the tensors of a file by name, without reading their bytes.
 
     Raises:
-        UserError: the file is missing, cut short, or no safetensors file.
+        UserError: the file is missing, truncated or not a safetensors file.
     """
     if not file.exists():
         raise UserError(f"{file}: is missing; copy the checkpoint again")
@@ -68,42 +73,63 @@ def read_header(file: epath.Path) -> dict[str, StoredTensor]:
     try:
         with file.open("rb") as stream:
             header_size = int.from_bytes(stream.read(8), "little")
-            if length < 8 or header_size > min(length - 8, _HEADER_LIMIT):
+            if length < 8 or header_size > min(length - 8, _MAX_HEADER_BYTES):
                 raise ValueError("the header is longer than the file")
             header = json.loads(stream.read(header_size))
         header.pop("__metadata__", None)
-        data = 8 + header_size
-        tensors, end = {}, 0
+        tensors, end = {}, 8 + header_size
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, stop = entry["data_offsets"]
-            shape = tuple(entry["shape"])
-            if start != end or stop < start or any(not isinstance(n, int) or n < 0 for n in shape):
-                raise ValueError(f"tensor {name} lies outside its place")
-            if entry["dtype"] in DTYPES and stop - start != DTYPES[entry["dtype"]].itemsize * int(np.prod(shape)):
-                raise ValueError(f"tensor {name} has another size than its shape")
-            tensors[name] = StoredTensor(file, entry["dtype"], shape, data + start, stop - start)
-            end = stop
+            tensors[name] = _parse_entry(file, name, entry, 8 + header_size)
+            if tensors[name].start != end:
+                raise ValueError(f"tensor {name} does not begin where the one before it ends")
+            end += tensors[name].size
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file}: is no whole safetensors file ({error}); copy the checkpoint again") from None
-    if length != data + end:
-        raise UserError(f"{file}: has {length} bytes, its header promises {data + end}; copy the checkpoint again")
+        raise UserError(
+            f"{file}: is damaged, or no safetensors file ({error}); copy the checkpoint again"
+        ) from None
+    if length != end:
+        raise UserError(
+            f"{file}: has {length} bytes, its header promises {end}; copy the checkpoint again"
+        )
     return tensors
 
 
+def _parse_entry(
+    file: epath.Path, name: str, entry: dict[str, Any], data_start: int
+) -> StoredTensor:
+    """Checks one entry of a header; raises ValueError, KeyError or TypeError if it is wrong."""
+    begin, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if end < begin or any(not isinstance(size, int) or size < 0 for size in shape):
+        raise ValueError(f"tensor {name} has a negative size")
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is not None and end - begin != dtype.itemsize * int(np.prod(shape)):
+        raise ValueError(f"tensor {name} has more or fewer bytes than its shape needs")
+    return StoredTensor(file, entry["dtype"], shape, data_start + begin, end - begin)
+
+
 def read_tensor(tensor: StoredTensor) -> np.ndarray:
-    """One tensor, in its stored type and shape; read-only."""
+    """Reads one tensor in its stored type and shape; the array is read-only."""
     with tensor.file.open("rb") as stream:
         stream.seek(tensor.start)
         data = stream.read(tensor.size)
     return np.frombuffer(data, DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def write_header(stream: BinaryIO, tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> None:
-    """Starts a file: its header, for tensors whose bytes the caller then writes in this order, C-contiguous."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0  # transformers refuses files that don't say "pt"
+def write_header(
+    stream: IO[bytes], tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]
+) -> None:
+    """Writes the header; the caller then writes the tensors' bytes in this order, C-contiguous."""
+    # transformers refuses files that don't say "pt".
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, dtype, shape in tensors:
         start, end = end, end + dtype.itemsize * int(np.prod(shape))
-        header[name] = {"dtype": _NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _NAMES[np.dtype(dtype)],
+            "shape": list(shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors start aligned
+    text += b" " * (-len(text) % 8)  # tensors start at multiples of 8 bytes
     stream.write(len(text).to_bytes(8, "little") + text)

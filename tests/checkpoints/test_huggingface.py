@@ -1,4 +1,4 @@
-"""Checkpoints in every published spelling, and the ways in which one can be wrong."""
+"""Checkpoints in every published layout, and errors of faulty ones."""
 
 import dataclasses
 import json
@@ -18,12 +18,12 @@ from flax import nnx, traverse_util
 from safetensors.numpy import load_file, save_file
 
 import aesthetic_jax
-from aesthetic_jax.checkpoints import huggingface
+from aesthetic_jax.checkpoints import hf_write, huggingface
 from aesthetic_jax.checkpoints.hf_names import entries
 from aesthetic_jax.data.tokenizer import save_tokenizer, train_tokenizer
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.models.config import PRESETS, InternVLConfig, TextConfig, VisionConfig
-from aesthetic_jax.models.internvl import InternVL
+from aesthetic_jax.models.internvl import InternVL, abstract_model
 
 SMALL = InternVLConfig(
     VisionConfig(width=24, layers=2, heads=4, mlp_width=40, image_size=28, patch_size=7),
@@ -34,15 +34,21 @@ LARGE_TOWER = dataclasses.replace(
     SMALL, vision=dataclasses.replace(SMALL.vision, norm="rms_norm", qkv_bias=False, qk_norm=True)
 )
 TIED = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, tied_head=True))
-WIDE_HEADS = dataclasses.replace(SMALL, text=dataclasses.replace(SMALL.text, head_width=6, rope_theta=5e5))
-CONFIGS = pytest.mark.parametrize("config", [SMALL, LARGE_TOWER, TIED, WIDE_HEADS], ids=["300m", "6b", "tied", "heads"])
+WIDE_HEADS = dataclasses.replace(
+    SMALL, text=dataclasses.replace(SMALL.text, head_width=6, rope_theta=5e5)
+)
+CONFIGS = pytest.mark.parametrize(
+    "config", [SMALL, LARGE_TOWER, TIED, WIDE_HEADS], ids=["300m", "6b", "tied", "heads"]
+)
 
 
 def make_model(config=SMALL, dtype=np.float32, seed=0):
-    """A model whose every parameter is noise, so that no two can be mixed up."""
+    """A model whose parameters are all noise, so that mix-ups show."""
     graph, state = nnx.split(nnx.eval_shape(lambda: InternVL(config, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(seed)
-    noise = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), dtype), nnx.to_pure_dict(state))
+    noise = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(size=x.shape), dtype), nnx.to_pure_dict(state)
+    )
     return nnx.merge(graph, noise)
 
 
@@ -67,26 +73,30 @@ def saved(tmp_path):
 
 
 def edit_tensors(folder: Path, edit):
-    """Replaces the tensors of a directory's model.safetensors, with the safetensors library as the writer."""
+    """Replaces the tensors of a directory's model.safetensors; the safetensors library writes."""
     tensors = edit(load_file(folder / "model.safetensors"))
-    save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
 
 
 def edit_config(folder: Path, **fields):
     config = json.loads((folder / "config.json").read_text())
     for name, value in fields.items():
         *parents, last = name.split("__")
-        place = config
+        section = config
         for parent in parents:
-            place = place[parent]
+            section = section[parent]
         if value is None:
-            place.pop(last, None)
+            section.pop(last, None)
         else:
-            place[last] = value
+            section[last] = value
     (folder / "config.json").write_text(json.dumps(config))
 
 
-# transformers' converter, backwards: independent of the table under test.
+# The inverse of transformers' converter: independent of the table under test.
 TO_ORIGINAL = [
     (r"^vision_tower\.encoder\.layer\.", "vision_model.encoder.layers."),
     (r"^vision_tower\.", "vision_model."),
@@ -196,7 +206,9 @@ def test_stored_tensors_are_torch_shaped(saved):
     assert conv.shape == (24, 3, 7, 7)
     tile = np.random.default_rng(0).normal(size=(7, 7, 3))
     expected = np.einsum("ochw,hwc->o", conv, tile)
-    np.testing.assert_allclose(tile.reshape(-1) @ ours["vision.patch_embed.kernel"], expected, atol=1e-4)
+    np.testing.assert_allclose(
+        tile.reshape(-1) @ ours["vision.patch_embed.kernel"], expected, atol=1e-4
+    )
     assert stored["vision_tower.embeddings.cls_token"].shape == (1, 1, 24)
     assert stored["vision_tower.embeddings.position_embeddings"].shape == (1, 17, 24)
 
@@ -243,7 +255,8 @@ import aesthetic_jax
 
 def parameters(mesh=None):
     model = aesthetic_jax.load_pretrained(sys.argv[1], mesh=mesh)
-    return {".".join(path): x.get_value() for path, x in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(path): x.get_value() for path, x in flat}
 
 whole, split = parameters(), parameters(jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor")))
 for name, x in whole.items():
@@ -257,7 +270,7 @@ assert shards["language.norm.scale"] == whole["language.norm.scale"].shape
 
 @pytest.mark.parametrize("spelling", ["hf", "original"])
 def test_a_mesh_splits_parameters(spelling, tmp_path):
-    """On eight devices, of which each gets the same values as one device alone."""
+    """Eight devices hold the same values as one."""
     folder = tmp_path / "out"
     aesthetic_jax.save_pretrained(make_model(), str(folder))
     if spelling == "original":
@@ -270,7 +283,7 @@ def test_a_mesh_splits_parameters(spelling, tmp_path):
 
 
 def test_shards_and_index(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(hf_write, "_SHARD_BYTES", 20_000)
     model, folder = make_model(), tmp_path / "sharded"
     aesthetic_jax.save_pretrained(model, str(folder))
     index = json.loads((folder / "model.safetensors.index.json").read_text())
@@ -294,9 +307,15 @@ def test_lora_is_merged(tmp_path):
     merged = aesthetic_jax.load_pretrained(str(tmp_path / "out"))
     before, after = parameters(model), parameters(merged)
     assert not any("lora" in name for name in after)
-    base, low, high = (before[f"language.layers.down.{name}"][2] for name in ("kernel", "lora_a", "lora_b"))
-    np.testing.assert_allclose(after["language.layers.down.kernel"][2], base + low @ high * 0.5, rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(after["vision.layers.up.kernel"], before["vision.layers.up.kernel"])
+    base, low, high = (
+        before[f"language.layers.down.{name}"][2] for name in ("kernel", "lora_a", "lora_b")
+    )
+    np.testing.assert_allclose(
+        after["language.layers.down.kernel"][2], base + low @ high * 0.5, rtol=1e-5, atol=1e-5
+    )
+    np.testing.assert_array_equal(
+        after["vision.layers.up.kernel"], before["vision.layers.up.kernel"]
+    )
 
 
 def test_source_files_go_along(tmp_path):
@@ -308,13 +327,17 @@ def test_source_files_go_along(tmp_path):
     text = dataclasses.replace(SMALL.text, vocab_size=tokenizer.size)
     model = make_model(dataclasses.replace(SMALL, text=text, image_token=tokenizer.image))
     aesthetic_jax.save_pretrained(model, str(tmp_path / "out"), source=str(source))
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
+        source / "tokenizer.json"
+    ).read_bytes()
     assert (tmp_path / "out" / "preprocessor_config.json").exists()
     assert not (tmp_path / "out" / "pytorch_model.bin").exists()
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation == {"eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
     edit_config(tmp_path / "out", image_token_id=12)  # the tokenizer's id counts
-    assert aesthetic_jax.load_pretrained(str(tmp_path / "out")).config.image_token == tokenizer.image
+    assert (
+        aesthetic_jax.load_pretrained(str(tmp_path / "out")).config.image_token == tokenizer.image
+    )
 
     with pytest.raises(UserError, match="IMG_CONTEXT"):
         aesthetic_jax.save_pretrained(make_model(), str(tmp_path / "other"), source=str(source))
@@ -322,7 +345,9 @@ def test_source_files_go_along(tmp_path):
 
 
 def test_tokenizer_without_image_token_is_refused(saved):
-    (saved[1] / "tokenizer.json").write_text('{"added_tokens": [{"id": 0, "content": "<|endoftext|>"}]}')
+    (saved[1] / "tokenizer.json").write_text(
+        '{"added_tokens": [{"id": 0, "content": "<|endoftext|>"}]}'
+    )
     with pytest.raises(UserError, match=r"tokenizer\.json: has no token <IMG_CONTEXT>"):
         huggingface.read_config(str(saved[1]))
     (saved[1] / "added_tokens.json").write_text('{"<IMG_CONTEXT>": 9}')
@@ -342,14 +367,17 @@ def test_rotary_base_in_both_spellings(saved):
 
 
 def test_published_2b():
-    shapes = {path: x.shape for path, x in huggingface._flat_shapes(PRESETS["internvl3_2b"]).items()}
+    _, abstract = abstract_model(PRESETS["internvl3_2b"])
+    shapes = {path: x.shape for path, x in traverse_util.flatten_dict(abstract).items()}
     hf, original = entries(shapes), entries(shapes, original=True)
     assert len({entry.name for entry in hf}) == 781
     assert len({entry.name for entry in original}) == 685
     assert sum(int(np.prod(entry.shape)) for entry in hf) == 2_088_957_440
 
 
-@pytest.mark.parametrize("name", ["internvl3_1b", "internvl3_2b", "internvl3_8b", "internvl3_14b", "internvl3_38b"])
+@pytest.mark.parametrize(
+    "name", ["internvl3_1b", "internvl3_2b", "internvl3_8b", "internvl3_14b", "internvl3_38b"]
+)
 def test_published_configs_give_the_presets(name, saved):
     folder, preset = saved[1], PRESETS[name]
     (folder / "config.json").write_text(json.dumps(original_config(preset)))
@@ -358,7 +386,9 @@ def test_published_configs_give_the_presets(name, saved):
 
 def test_memory_stays_near_what_is_kept(tmp_path):
     text = TextConfig(width=64, layers=24, heads=4, kv_heads=2, mlp_width=256, vocab_size=1000)
-    aesthetic_jax.save_pretrained(make_model(dataclasses.replace(SMALL, text=text)), str(tmp_path / "out"))
+    aesthetic_jax.save_pretrained(
+        make_model(dataclasses.replace(SMALL, text=text)), str(tmp_path / "out")
+    )
     config = huggingface.read_config(str(tmp_path / "out"))
     tracemalloc.start()
     try:
@@ -410,29 +440,59 @@ def _integers(folder):
     ("edit", "message"),
     [
         (_pickle, r"pickle checkpoint \(pytorch_model\.bin\)"),
-        (lambda folder: (folder / "model.safetensors").unlink(), r"has no model\.safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").unlink(),
+            r"has neither model\.safetensors nor",
+        ),
         (lambda folder: (folder / "config.json").unlink(), r"config\.json: is missing"),
         (lambda folder: (folder / "config.json").write_text("{"), r"config\.json: is no JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), r"config\.json: is no JSON object"),
+        (
+            lambda folder: (folder / "config.json").write_text("[]"),
+            r"config\.json: is no JSON object",
+        ),
         (_truncate, r"model\.safetensors: has \d+ bytes, its header promises \d+"),
-        (_garbage, r"model\.safetensors: is no whole safetensors file"),
-        (_tiny_file, r"model\.safetensors: is no whole safetensors file"),
-        (_index("../model.safetensors"), r"index\.json: weight_map names '\.\./model\.safetensors'"),
+        (_garbage, r"model\.safetensors: is damaged, or no safetensors file"),
+        (_tiny_file, r"model\.safetensors: is damaged, or no safetensors file"),
+        (
+            _index("../model.safetensors"),
+            r"index\.json: weight_map names '\.\./model\.safetensors'",
+        ),
         (_index("{}/model.safetensors"), r"index\.json: weight_map names"),
         (_index("model.bin"), r"index\.json: weight_map names 'model\.bin'"),
         (_twice, "second time"),
         (_integers, r"1 of a type that is no float: language_model\.model\.norm\.weight is I8"),
         (lambda folder: edit_config(folder, model_type="qwen2_vl"), "model_type 'qwen2_vl'"),
         (lambda folder: edit_config(folder, text_config=None), "lacks 'text_config'"),
-        (lambda folder: edit_config(folder, text_config__hidden_size="wide"), "wrong kind of value"),
-        (lambda folder: edit_config(folder, text_config__model_type="llama"), "text_config.model_type 'llama'"),
-        (lambda folder: edit_config(folder, text_config__rope_parameters={"rope_type": "yarn"}), "'yarn'"),
-        (lambda folder: edit_config(folder, text_config__use_sliding_window=True), "use_sliding_window True"),
+        (
+            lambda folder: edit_config(folder, text_config__hidden_size="wide"),
+            "value of the wrong kind",
+        ),
+        (
+            lambda folder: edit_config(folder, text_config__model_type="llama"),
+            "text_config.model_type 'llama'",
+        ),
+        (
+            lambda folder: edit_config(folder, text_config__rope_parameters={"rope_type": "yarn"}),
+            "'yarn'",
+        ),
+        (
+            lambda folder: edit_config(folder, text_config__use_sliding_window=True),
+            "use_sliding_window True",
+        ),
         (lambda folder: edit_config(folder, vision_config__image_size=[28, 56]), "not square"),
         (lambda folder: edit_config(folder, vision_config__image_size=30), "not a whole number"),
-        (lambda folder: edit_config(folder, vision_config__hidden_act="gelu_new"), "hidden_act 'gelu_new'"),
-        (lambda folder: edit_config(folder, vision_config__norm_type="batch_norm"), "norm_type 'batch_norm'"),
-        (lambda folder: edit_config(folder, vision_config__num_attention_heads=5), "not a multiple of 5"),
+        (
+            lambda folder: edit_config(folder, vision_config__hidden_act="gelu_new"),
+            "hidden_act 'gelu_new'",
+        ),
+        (
+            lambda folder: edit_config(folder, vision_config__norm_type="batch_norm"),
+            "norm_type 'batch_norm'",
+        ),
+        (
+            lambda folder: edit_config(folder, vision_config__num_attention_heads=5),
+            "not a multiple of 5",
+        ),
         (lambda folder: edit_config(folder, image_token_id=50), "image token 50 lies outside"),
         (lambda folder: edit_config(folder, force_image_size=56), "force_image_size is 56"),
     ],
@@ -457,7 +517,9 @@ def test_every_wrong_tensor_is_named_in_one_error(saved):
         aesthetic_jax.load_pretrained(str(saved[1]))
     assert "1 missing: vision_tower.encoder.layer.1.mlp.fc1.bias;" in str(error.value)
     assert "1 unexpected: language_model.model.layers.9.mlp.up_proj.weight;" in str(error.value)
-    assert "1 misshapen: language_model.model.norm.weight is [4], not [16];" in str(error.value)
+    assert "1 of the wrong shape: language_model.model.norm.weight is [4], not [16];" in str(
+        error.value
+    )
 
     edit_config(saved[1], text_config__num_hidden_layers=40)
     with pytest.raises(UserError, match=r"and \d+ more") as error:
@@ -466,14 +528,16 @@ def test_every_wrong_tensor_is_named_in_one_error(saved):
 
 
 def test_no_such_directory(tmp_path):
-    with pytest.raises(UserError, match=r"config\.json: is missing"):
+    with pytest.raises(UserError, match="nowhere: there is no such directory"):
         aesthetic_jax.load_pretrained(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no such directory"):
-        aesthetic_jax.save_pretrained(make_model(), str(tmp_path / "out"), source=str(tmp_path / "nowhere"))
+        aesthetic_jax.save_pretrained(
+            make_model(), str(tmp_path / "out"), source=str(tmp_path / "nowhere")
+        )
 
 
 def test_nothing_half_written_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface, "_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(hf_write, "_SHARD_BYTES", 20_000)
     calls = []
 
     def fail(stream, tensors):
@@ -482,12 +546,19 @@ def test_nothing_half_written_is_left(tmp_path, monkeypatch):
             raise OSError("no space left on device")
         return write_header(stream, tensors)
 
-    write_header = huggingface.write_header
-    monkeypatch.setattr(huggingface, "write_header", fail)
+    write_header = hf_write.write_header
+    monkeypatch.setattr(hf_write, "write_header", fail)
     with pytest.raises(OSError, match="no space"):
         aesthetic_jax.save_pretrained(make_model(), str(tmp_path / "out"))
     assert len(calls) == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_that_can_not_be_made_is_named_as_given(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory") as error:
+        aesthetic_jax.save_pretrained(make_model(), str(tmp_path / "file" / "out"))
+    assert error.value.filename == str(tmp_path / "file" / "out")
 
 
 def test_taken_paths_are_left_alone(tmp_path):
