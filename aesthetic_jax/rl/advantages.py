@@ -1,20 +1,23 @@
-"""Advantages of a group's completions over one another."""
+"""Advantages of completions relative to their group."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from aesthetic_jax.models.internvl import AnyArray
+
 
 def group_advantages(
-    rewards: Float[Array, "B G"], scale_rewards: str = "group", epsilon: float = 1e-4
+    rewards: Float[AnyArray, "B G"], scale_rewards: str = "group", epsilon: float = 1e-4
 ) -> Float[Array, "B G"]:
-    """Rewards minus their group's mean, over a standard deviation (ddof 1); TRL 1.16's GRPOTrainer.
+    """Rewards minus their group's mean, divided by a standard deviation (ddof 1).
+
+    Equal to TRL 1.16's GRPOTrainer, except for groups of equal rewards: their advantages are
+    exactly 0 here, while TRL's rounding gives about 6e-4.
 
     Args:
-        scale_rewards: "group": divide by the group's deviation; "batch": by that of all rewards; "none": don't divide.
+        scale_rewards: "group": divide by the group's deviation; "batch": by that of all rewards;
+            "none": don't divide.
         epsilon: added to the deviation.
-
-    Returns:
-        Advantages; exactly 0 in a group of equal rewards, which rounding would otherwise make about 6e-4.
 
     Raises:
         ValueError: fewer than two completions a group, or no such scaling.

@@ -2,26 +2,38 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
+from aesthetic_jax.models.internvl import AnyArray
+
 LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
-_SAPO_TEMPERATURES = (1.0, 1.05)  # of positive and of other advantages
+_SAPO_TEMPERATURES = (1.0, 1.05)  # for positive and for other advantages
 
 
 def sft_loss(
-    logprobs: Float[Array, "B G T"], mask: Bool[Array, "B G T"], num_items: Array | None = None
+    logprobs: Float[AnyArray, "B G T"],
+    mask: Bool[AnyArray, "B G T"],
+    num_items: ArrayLike | None = None,
 ) -> Float[Array, ""]:
-    """Negative log-likelihood summed over the supervised tokens, over `num_items` (None: their number)."""
+    """Negative log-likelihood, summed over supervised tokens, divided by `num_items`.
+
+    Equal to the loss of TRL 1.16's SFTTrainer.
+
+    Args:
+        mask: True at supervised tokens.
+        num_items: None: the number of supervised tokens.
+    """
     count = mask.sum() if num_items is None else num_items
     return -jnp.where(mask, logprobs, 0.0).sum() / jnp.maximum(count, 1)
 
 
-def policy_loss(
-    logprobs: Float[Array, "B G T"],
-    old_logprobs: Float[Array, "B G T"] | None,
-    ref_logprobs: Float[Array, "B G T"] | None,
-    advantages: Float[Array, "B G"],
-    mask: Bool[Array, "B G T"],
+def policy_loss(  # noqa: PLR0912, PLR0913 - a public contract: one argument per TRL setting
+    logprobs: Float[AnyArray, "B G T"],
+    old_logprobs: Float[AnyArray, "B G T"] | None,
+    ref_logprobs: Float[AnyArray, "B G T"] | None,
+    advantages: Float[AnyArray, "B G"],
+    mask: Bool[AnyArray, "B G T"],
     *,
     loss_type: str,
     epsilon: float = 0.2,
@@ -31,30 +43,34 @@ def policy_loss(
     importance_sampling_level: str = "token",
     use_bias_correction_kl: bool = True,
     max_completion_length: int | None = None,
-    num_items_in_batch: Array | float | None = None,
+    num_items_in_batch: ArrayLike | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """The policy-gradient loss of GRPO and its relatives; TRL 1.16's `GRPOTrainer._compute_loss`, names and all.
+    """The policy-gradient loss of GRPO and its relatives.
+
+    Equal to TRL 1.16's `GRPOTrainer._compute_loss`, with its names.
 
     Args:
-        logprobs: of the policy, at the sampling temperature; what is behind a completion's end doesn't matter.
-        old_logprobs: of the policy that sampled; None: the ratio is 1 and its gradient stays.
-        ref_logprobs: of the reference model; None: no KL.
+        logprobs: the policy's, at the sampling temperature; values at padding don't matter.
+        old_logprobs: the sampling policy's; None: the ratio is 1 and keeps its gradient.
+        ref_logprobs: the reference model's; None: no KL.
         advantages: one per completion.
         mask: True at completion tokens, the end of turn included.
-        loss_type: grpo (mean over completions of token means), bnpo (mean over the tokens at hand), dr_grpo (over
-            B G max_completion_length), dapo (over num_items_in_batch), cispo (clipped weight on the log-probability), sapo (a
-            sigmoid in the place of the clip, reduced as grpo).
+        loss_type: grpo (mean over completions of token means), bnpo (mean over the given tokens),
+            dr_grpo (over B G max_completion_length), dapo (over num_items_in_batch), cispo (clipped
+            weight on the log-probability), sapo (a sigmoid instead of the clip; reduced as grpo).
         epsilon: lower clip range of the ratio.
-        epsilon_high: upper clip range, None: epsilon; in cispo the greatest ratio itself.
-        delta: greatest ratio before the minimum (two-sided clipping); None: none.
+        epsilon_high: upper clip range; None: epsilon; in cispo the largest ratio itself.
+        delta: cap on the ratio before the minimum is taken (two-sided clipping); None: no cap.
         beta: weight of the KL to the reference.
-        importance_sampling_level: "token", or "sequence" (GSPO: one length-normalised ratio per completion).
-        use_bias_correction_kl: weight the KL with the ratio.
+        importance_sampling_level: "token", or "sequence" (GSPO: one length-normalised ratio per
+            completion).
+        use_bias_correction_kl: weights the KL with the ratio.
         max_completion_length: for dr_grpo; None: T.
         num_items_in_batch: tokens that dapo and cispo divide by; None: mask.sum().
 
     Returns:
-        The loss and metrics: `kl`, `clip_ratio/low`, `clip_ratio/high`, `ratio/mean`, `ratio/max`, means over tokens.
+        The loss, and metrics that are means over tokens: `kl`, `clip_ratio/low`,
+        `clip_ratio/high`, `ratio/mean`, `ratio/max`.
 
     Raises:
         ValueError: no such loss type or level.
@@ -62,12 +78,14 @@ def policy_loss(
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"no loss_type '{loss_type}'; choose from {', '.join(LOSS_TYPES)}")
     if importance_sampling_level not in ("token", "sequence"):
-        raise ValueError(f"no importance_sampling_level '{importance_sampling_level}'; choose token or sequence")
+        raise ValueError(
+            f"no importance_sampling_level '{importance_sampling_level}'; choose token or sequence"
+        )
     high = epsilon if epsilon_high is None else epsilon_high
     lengths = jnp.maximum(mask.sum(-1, keepdims=True), 1)
     items = mask.sum() if num_items_in_batch is None else num_items_in_batch
 
-    def tokens(x):  # keeps whatever stands in the padding out of values and gradients alike
+    def tokens(x):  # keeps padding out of values and gradients
         return jnp.where(mask, x, 0.0)
 
     logprobs = tokens(logprobs)

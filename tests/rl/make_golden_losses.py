@@ -1,13 +1,15 @@
-"""Writes golden_losses.npz: TRL's own GRPOTrainer._compute_loss and its gradient in the log-probabilities.
+"""Writes golden_losses.npz: GRPOTrainer._compute_loss and its gradient in the log-probabilities.
 
-python tests/rl/make_golden_losses.py (needs torch 2.13.0, transformers 5.23.0, trl 1.16.0)
+    python tests/rl/make_golden_losses.py
+
+needs the parity extra.
 """
 
 import pathlib
 
 import numpy as np
 
-# name -> settings, in TRL's names and ours alike
+# Case -> settings of policy_loss; TRL has the same names.
 CASES = {
     "grpo": dict(loss_type="grpo"),
     "bnpo": dict(loss_type="bnpo"),
@@ -19,7 +21,11 @@ CASES = {
     "dapo_kl_uncorrected": dict(loss_type="dapo", beta=0.1, use_bias_correction_kl=False),
     "dapo_delta": dict(loss_type="dapo", delta=1.3, epsilon_high=0.28),
     "grpo_sequence": dict(
-        loss_type="grpo", importance_sampling_level="sequence", epsilon=0.05, epsilon_high=0.06, beta=0.04
+        loss_type="grpo",
+        importance_sampling_level="sequence",
+        epsilon=0.05,
+        epsilon_high=0.06,
+        beta=0.04,
     ),
     "sapo_sequence": dict(loss_type="sapo", importance_sampling_level="sequence"),
 }
@@ -27,7 +33,7 @@ B, G, T = 2, 4, 8
 
 
 def inputs() -> dict[str, np.ndarray]:
-    """Log-probabilities, ragged masks (one completion empty) and advantages."""
+    """Log-probabilities [B, G, T], ragged masks with one completion empty, advantages [B, G]."""
     rng = np.random.default_rng(0)
     logprobs = -rng.gamma(2.0, 0.5, (B, G, T))
     lengths = np.array([[8, 5, 3, 1], [8, 7, 0, 4]])
@@ -41,7 +47,7 @@ def inputs() -> dict[str, np.ndarray]:
 
 
 def trl_loss(case: dict, arrays: dict[str, np.ndarray]) -> tuple[float, np.ndarray]:
-    """Loss and gradient of one case; the trainer's forward pass is replaced by the given log-probabilities."""
+    """Loss and gradient [B, G, T] of one case; given log-probabilities replace the forward pass."""
     import tempfile
 
     import torch
@@ -52,9 +58,17 @@ def trl_loss(case: dict, arrays: dict[str, np.ndarray]) -> tuple[float, np.ndarr
 
     vocabulary = {"<pad>": 0, "<eos>": 1, "a": 2}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a")), pad_token="<pad>", eos_token="<eos>"
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="a")),
+        pad_token="<pad>",
+        eos_token="<eos>",
     )
-    size = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    size = dict(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
     model = Qwen2ForCausalLM(Qwen2Config(vocab_size=3, **size))
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
@@ -82,7 +96,11 @@ def trl_loss(case: dict, arrays: dict[str, np.ndarray]) -> tuple[float, np.ndarr
     trainer.model.train()
     flat = {name: torch.tensor(x.reshape(B * G, *x.shape[2:])) for name, x in arrays.items()}
     leaf = flat["logprobs"].clone().requires_grad_()
-    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (leaf, torch.zeros_like(leaf), None)
+    trainer._get_per_token_logps_and_entropies = lambda *_, **__: (
+        leaf,
+        torch.zeros_like(leaf),
+        None,
+    )
     mask = flat["mask"].long()
     batch = dict(
         prompt_ids=torch.full((B * G, 1), 2),

@@ -10,7 +10,9 @@ from aesthetic_jax.rl.advantages import group_advantages
 
 def test_vector_of_the_reference():
     advantages = group_advantages(jnp.array([[1, 0.5, 0, 0.25]]))
-    np.testing.assert_allclose(advantages, [[1.3171566, 0.14635073, -1.02445513, -0.4390522]], atol=1e-6)
+    np.testing.assert_allclose(
+        advantages, [[1.3171566, 0.14635073, -1.02445513, -0.4390522]], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -33,7 +35,9 @@ def test_scalings(rewards):
     }
     for scale, divisor in deviation.items():
         # a spread below float32's rounding of the mean is scaled up by at most 1 / epsilon
-        np.testing.assert_allclose(group_advantages(jnp.array(rewards), scale), centred / divisor, atol=4e-3)
+        np.testing.assert_allclose(
+            group_advantages(jnp.array(rewards), scale), centred / divisor, atol=4e-3
+        )
 
 
 def test_refusals():

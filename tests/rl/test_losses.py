@@ -1,4 +1,4 @@
-"""Losses against TRL 1.16's own, stored in golden_losses.npz, and the laws they obey."""
+"""Losses against TRL 1.16's own, stored in golden_losses.npz, and their invariants."""
 
 import importlib.util
 import pathlib
@@ -21,9 +21,13 @@ ARRAYS = maker.inputs()
 def loss_and_gradient(arrays, case):
     def loss(logprobs):
         ref = arrays["ref_logprobs"] if case.get("beta") else None
-        return policy_loss(logprobs, arrays["old_logprobs"], ref, arrays["advantages"], arrays["mask"], **case)
+        return policy_loss(
+            logprobs, arrays["old_logprobs"], ref, arrays["advantages"], arrays["mask"], **case
+        )
 
-    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.array(arrays["logprobs"]))
+    (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(
+        jnp.array(arrays["logprobs"])
+    )
     return value, gradient, metrics
 
 
@@ -54,17 +58,21 @@ def test_padding_never_matters(loss_type, garbage):
     spoiled = dict(ARRAYS)
     for name in ("logprobs", "old_logprobs", "ref_logprobs"):
         spoiled[name] = np.where(ARRAYS["mask"], ARRAYS[name], garbage).astype(np.float32)
-    clean, dirty = (loss_and_gradient(x, dict(loss_type=loss_type, beta=0.1)) for x in (ARRAYS, spoiled))
+    clean, dirty = (
+        loss_and_gradient(x, dict(loss_type=loss_type, beta=0.1)) for x in (ARRAYS, spoiled)
+    )
     for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
 def test_on_policy_gradient_is_the_policy_gradient(loss_type):
-    """Without old log-probabilities the ratio is 1, and the gradient is minus the advantage over the reduction's count."""
+    """The gradient is then minus the advantage over the reduction's count."""
 
     def loss(logprobs):
-        return policy_loss(logprobs, None, None, ARRAYS["advantages"], ARRAYS["mask"], loss_type=loss_type)[0]
+        return policy_loss(
+            logprobs, None, None, ARRAYS["advantages"], ARRAYS["mask"], loss_type=loss_type
+        )[0]
 
     gradient = jax.grad(loss)(jnp.array(ARRAYS["logprobs"]))
     mask = ARRAYS["mask"]
@@ -74,7 +82,9 @@ def test_on_policy_gradient_is_the_policy_gradient(loss_type):
         "dr_grpo": mask.size,
         "dapo": mask.sum(),
     }
-    np.testing.assert_allclose(gradient, -ARRAYS["advantages"][..., None] * mask / counts[loss_type], atol=1e-7)
+    np.testing.assert_allclose(
+        gradient, -ARRAYS["advantages"][..., None] * mask / counts[loss_type], atol=1e-7
+    )
 
 
 def test_metrics_count_clipped_tokens():
@@ -90,13 +100,17 @@ def test_metrics_count_clipped_tokens():
 
 def test_sft_loss_is_the_mean_over_supervised_tokens():
     expected = -ARRAYS["logprobs"][ARRAYS["mask"]].mean()
-    np.testing.assert_allclose(sft_loss(jnp.array(ARRAYS["logprobs"]), ARRAYS["mask"]), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        sft_loss(jnp.array(ARRAYS["logprobs"]), ARRAYS["mask"]), expected, rtol=1e-6
+    )
     half = sft_loss(jnp.array(ARRAYS["logprobs"]), ARRAYS["mask"], 2 * ARRAYS["mask"].sum())
     np.testing.assert_allclose(half, expected / 2, rtol=1e-6)
 
 
 def test_unknown_names_are_refused():
-    arrays = [ARRAYS[name] for name in ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "mask")]
+    arrays = [
+        ARRAYS[name] for name in ("logprobs", "old_logprobs", "ref_logprobs", "advantages", "mask")
+    ]
     with pytest.raises(ValueError, match="choose from grpo, bnpo"):
         policy_loss(*arrays, loss_type="ppo")
     with pytest.raises(ValueError, match="token or sequence"):

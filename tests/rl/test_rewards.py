@@ -1,10 +1,19 @@
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aesthetic_jax.rl.rewards import VARIANTS, dpa_reward, format_answer, format_reward, parse_answer
+from aesthetic_jax.data.answers import format_answer
+from aesthetic_jax.rl.rewards import (
+    VARIANTS,
+    compute_rewards,
+    dpa_reward,
+    format_reward,
+    parse_answer,
+)
+from aesthetic_jax.training.config import grpo_config
 
 answers = st.frozensets(st.sampled_from("ABCD"))
 SUBSETS = [frozenset(x) for size in range(5) for x in combinations("ABCD", size)]
@@ -157,3 +166,24 @@ def test_random_non_empty_subsets_score_as_the_paper_says():
 def test_unknown_variant_is_refused():
     with pytest.raises(ValueError, match="subset, jaccard"):
         dpa_reward(frozenset(), frozenset(), 4, "partial")
+
+
+@pytest.mark.parametrize(
+    ("text", "reward", "exact"),
+    [
+        ("<think>x</think><answer>A,C</answer>", 1.0, 1),
+        ("<think>x</think><answer>A</answer>", 0.9 * 0.5 + 0.1, 0),
+        ("<think>x</think><answer>A,B</answer>", 0.1, 0),
+        ("so <answer>A,C</answer>", 0.9, 1),
+        ("<think>x</think>", 0.0, 0),
+    ],
+)
+def test_rewards_follow_the_variant_and_difficulty_the_exact_answer(text, reward, exact):
+    config = grpo_config().reward
+    config.variant = "subset"
+    scores = compute_rewards([[text]], np.array([0b101]), np.array([4]), config, 0.0)
+    np.testing.assert_allclose(scores.reward, [[reward]], rtol=1e-6)
+    assert scores.exact == exact
+    config.dpa_anneal = True  # at the end of training only the exact answer counts
+    at_the_end = compute_rewards([[text]], np.array([0b101]), np.array([4]), config, 1.0)
+    np.testing.assert_allclose(at_the_end.reward, 0.9 * exact + 0.1 * at_the_end.format, rtol=1e-6)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from aesthetic_jax.data.manifest import DIMENSIONS
-from aesthetic_jax.rl.scores import METRICS, format_table, summarize
+from aesthetic_jax.rl.metrics import METRICS, format_table, summarize
 
 
 def questions(n=400, seed=0):
@@ -34,9 +34,11 @@ def test_chance_rows_are_what_guessing_scores():
     result = summarize(dimensions, [frozenset()] * len(gold), gold, options)
     assert result["chance"]["uniform"]["exact"]["value"] == pytest.approx(1 / 16)
     assert result["chance"]["uniform"]["per_option"]["value"] == pytest.approx(1 / 2)
-    (constant,) = (name for name in result["chance"] if name.startswith("best_constant"))
-    best = max(gold.count(x) for x in set(gold)) / len(gold)
-    assert result["chance"][constant]["exact"]["value"] == pytest.approx(best)
+    constant = result["chance"]["best_constant"]
+    counts = {answer: gold.count(answer) for answer in set(gold)}
+    assert constant["exact"]["value"] == pytest.approx(max(counts.values()) / len(gold))
+    assert counts[frozenset(constant["answer"])] == max(counts.values())
+    assert constant["answer"] == sorted(constant["answer"])
 
 
 def test_interval_covers_the_binomial_one():
@@ -57,7 +59,17 @@ def test_table_names_everything_and_fits():
     }
     table = format_table(methods)
     assert "100.0 [100, 100]" in table
-    for word in ("sft", "grpo", "appearance", "physical", "placement", "extension", "overall", "uniform", "non_empty"):
+    for word in (
+        "sft",
+        "grpo",
+        "appearance",
+        "physical",
+        "placement",
+        "extension",
+        "overall",
+        "uniform",
+        "non_empty",
+    ):
         assert word in table
     assert max(map(len, table.splitlines())) <= 120
     assert set(METRICS) == set(methods["sft"]["overall"])
