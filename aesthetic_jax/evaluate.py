@@ -1,58 +1,75 @@
-"""Answers the questions of a split greedily and scores the answers: writes metrics.json and predictions.jsonl.
+r"""Answers the questions of a split greedily and scores the answers.
 
-aesthetic-jax evaluate --config=configs/X.py --checkpoint=DIR --split=test --out=DIR
+Example:
+  aesthetic-jax evaluate --config=configs/quickstart.py:sft --config.data.data_dir=photos/data \
+    --checkpoint=runs/sft --split=test --out=results/sft
+
+Writes OUT/predictions.jsonl and OUT/metrics.json. Prompt settings are those of the checkpoint's
+training. SIGTERM stops it after a batch, with exit code 75; the same command resumes.
 """
-
-import json
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from aesthetic_jax.command_line import define_config, define_hosts, joined_hosts, require
+from aesthetic_jax.command_line import (
+    define_config,
+    define_hosts,
+    exit_stopped,
+    joined_hosts,
+    require,
+)
 
 FLAGS = flags.FlagValues()
 define_config(FLAGS)
-flags.DEFINE_string("checkpoint", None, "run directory, or one of its checkpoints", flag_values=FLAGS)
+flags.DEFINE_string(
+    "checkpoint", None, "run directory, or one of its checkpoints", flag_values=FLAGS
+)
 flags.DEFINE_string("split", "test", "split of the config's data set", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "folder for metrics.json and predictions.jsonl", flag_values=FLAGS)
 define_hosts(FLAGS)
-flags.DEFINE_integer("limit", 0, "answer the first so many questions only; 0: all", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "limit", 0, "answer only the first so many questions; 0: all", lower_bound=0, flag_values=FLAGS
+)
 
 
 def main(arguments: flags.FlagValues) -> None:
-    """Runs the command."""
-    config, checkpoint, out = (require(arguments, name) for name in ("config", "checkpoint", "out"))
+    """Evaluates --checkpoint on --split into --out."""
+    config, checkpoint, out = (require(arguments, x) for x in ("config", "checkpoint", "out"))
     with joined_hosts(arguments):
-        _evaluate(config, checkpoint, out, arguments.split, arguments.limit)
+        finished = _evaluate(config, checkpoint, out, arguments.split, arguments.limit)
+    if not finished:
+        exit_stopped(out)
 
 
-def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: int) -> None:
+def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: int) -> bool:
     import jax
     from etils import epath
 
-    from aesthetic_jax.data.records import open_records
-    from aesthetic_jax.rl.scores import format_table
-    from aesthetic_jax.training.config import check_config
-    from aesthetic_jax.training.evaluation import make_sampler, predict, summarize_predictions
-    from aesthetic_jax.training.mesh import check_rows, make_mesh
-    from aesthetic_jax.training.model import trained_model
+    from aesthetic_jax.rl.metrics import format_table
+    from aesthetic_jax.training.answering import Answering
+    from aesthetic_jax.training.evaluation import evaluate_split
+    from aesthetic_jax.training.judge import open_judge
+    from aesthetic_jax.training.model import PROMPT_SETTINGS
+    from aesthetic_jax.training.preemption import preemption_guard
+    from aesthetic_jax.training.sampling import make_sampler
 
-    check_config(config)
-    records = open_records(config.data.manifest, config.data.data_dir, split)
-    mesh = make_mesh(config.mesh)
-    check_rows(mesh, "eval_batch_size", config.eval_batch_size)
-    graph, parameters, encoder, _ = trained_model(config, checkpoint, mesh)
-    greedy = make_sampler(graph, encoder, config.max_completion_length, mesh, hold_layers=config.mesh.hold_layers)
-    predictions = predict(greedy, parameters, records, encoder, config.eval_batch_size, mesh, limit)
-
-    metrics = summarize_predictions(predictions)
-    if jax.process_index():
-        return
-    folder = epath.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    fields = ("id", "dimension", "completion", "predicted", "answer")
-    rows = "".join(json.dumps({name: row[name] for name in fields}) + "\n" for row in predictions)
-    (folder / "predictions.jsonl").write_text(rows)
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(format_table({epath.Path(checkpoint).name: metrics}))
-    print(folder)
+    judge = open_judge(config, checkpoint, split, "eval_batch_size")
+    batch_size = config.eval_batch_size
+    sampler = make_sampler(
+        config, judge.graph, judge.preprocessor, judge.mesh, batch_size=batch_size
+    )
+    ids = judge.records.ids()
+    ids = ids[: limit or len(ids)]
+    work = Answering(sampler, judge.records, ids, epath.Path(out), "answering")
+    settings = {
+        "model": judge.path,
+        "split": split,
+        "max_completion_length": config.max_completion_length,
+        "eval_batch_size": batch_size,
+    } | {name: config.data[name] for name in PROMPT_SETTINGS}
+    with jax.set_mesh(judge.mesh), preemption_guard() as should_stop:
+        metrics = evaluate_split(work, judge.parameters, settings, should_stop)
+    if metrics is not None and jax.process_index() == 0:
+        print(format_table({epath.Path(checkpoint).name: metrics}))
+        print(out)
+    return metrics is not None

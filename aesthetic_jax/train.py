@@ -1,27 +1,36 @@
-"""Trains as a config says: SFT or GRPO. Started again with the same --workdir, it goes on from the newest whole checkpoint.
+r"""Trains a config: SFT or GRPO. The same command resumes from the newest whole checkpoint.
 
-aesthetic-jax train --config=configs/X.py --workdir=DIR [--config.a.b=value ...]
+Example:
+  aesthetic-jax train --config=configs/sft_internvl3_2b.py --config.init_from=InternVL3-2B \
+    --config.data.data_dir=photos/data --workdir=runs/sft
 
-On several hosts the same command runs on each; --workdir is then a path that all of them see. On SIGTERM, at one host or all,
-a run ends behind the step that it is in, saves a checkpoint and exits with code 75; while it mines, behind a batch.
+--config.FIELD=VALUE overrides any field of aesthetic_jax/training/config.py. On several hosts,
+start the same command on each, with a --workdir that all can access. SIGTERM at any host stops the
+run after the current step (while mining: batch), with a checkpoint and exit code 75.
 """
 
 from absl import flags
 
-from aesthetic_jax.command_line import define_config, define_hosts, exit_stopped, joined_hosts, require
+from aesthetic_jax.command_line import (
+    define_config,
+    define_hosts,
+    exit_stopped,
+    joined_hosts,
+    require,
+)
 
 FLAGS = flags.FlagValues()
 define_config(FLAGS)
 flags.DEFINE_string("workdir", None, "run directory, may be gs://", flag_values=FLAGS)
 define_hosts(FLAGS)
 flags.DEFINE_bool(
-    "allow_config_change", False, "go on although the config is not what the run was begun with", flag_values=FLAGS
+    "allow_config_change", False, "resume although the config has changed", flag_values=FLAGS
 )
-flags.DEFINE_bool("dry_run", False, "build everything abstractly, print its size, and stop", flag_values=FLAGS)
+flags.DEFINE_bool("dry_run", False, "print the model's size and stop", flag_values=FLAGS)
 
 
 def main(arguments: flags.FlagValues) -> None:
-    """Runs the command."""
+    """Trains --config in --workdir."""
     config = require(arguments, "config")
     if arguments.dry_run:
         from aesthetic_jax.training.model import describe
@@ -32,7 +41,7 @@ def main(arguments: flags.FlagValues) -> None:
     with joined_hosts(arguments):
         from aesthetic_jax.training.loop import train
 
-        done = train(config, workdir, arguments.allow_config_change)
-    if not done:
+        finished = train(config, workdir, arguments.allow_config_change)
+    if not finished:
         exit_stopped(workdir)
     print(workdir)

@@ -1,4 +1,4 @@
-"""Stage 2, second row of the ablation: GRPO with partial credit (DPA)."""
+"""Stage 2 of InternVL3-2B, DPA-GRPO: GRPO with partial credit."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from aesthetic_jax.training.config import grpo_config
 
 
 def get_config() -> ConfigDict:
-    """Give it the SFT run as --config.init_from and a data set as --config.data.data_dir."""
+    """Needs the SFT run as --config.init_from and a data set as --config.data.data_dir."""
     config = grpo_config()
     config.reward.variant = "subset"
     config.hard_cases.mode = "off"

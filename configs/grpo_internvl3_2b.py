@@ -1,4 +1,4 @@
-"""Stage 2, first row of the ablation: plain GRPO, exact reward, no mining."""
+"""Stage 2 of InternVL3-2B, plain GRPO: exact reward, no mining."""
 
 from ml_collections import ConfigDict
 
@@ -6,7 +6,7 @@ from aesthetic_jax.training.config import grpo_config
 
 
 def get_config() -> ConfigDict:
-    """Give it the SFT run as --config.init_from and a data set as --config.data.data_dir."""
+    """Needs the SFT run as --config.init_from and a data set as --config.data.data_dir."""
     config = grpo_config()
     config.reward.variant = "exact"
     config.hard_cases.mode = "off"

@@ -1,7 +1,7 @@
-"""The whole recipe at a size that two CPU cores learn in minutes: `configs/quickstart.py:METHOD`.
+"""The whole recipe at a size that two CPU cores train in minutes: `configs/quickstart.py:METHOD`.
 
-METHOD is pretrain, sft, grpo, dpa_grpo or hcm_grpo. The first stands for what InternVL3 has learnt before it meets this task:
-a model from scratch learns to see. The last three differ in the reward and in the mining alone, as in the paper's ablation.
+METHOD is pretrain, sft, grpo, dpa_grpo or hcm_grpo. `pretrain` trains a model from scratch to see;
+InternVL3 already can. The last three differ only in reward and mining, as in the paper's ablation.
 """
 
 from ml_collections import ConfigDict
@@ -9,17 +9,21 @@ from ml_collections import ConfigDict
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.training.config import grpo_config, sft_config
 
-_STAGE2 = {"grpo": ("exact", "off"), "dpa_grpo": ("subset", "off"), "hcm_grpo": ("subset", "online")}
+_STAGE2 = {
+    "grpo": ("exact", "off"),
+    "dpa_grpo": ("subset", "off"),
+    "hcm_grpo": ("subset", "online"),
+}
 
 
 def get_config(method: str = "sft") -> ConfigDict:
-    """The config of one method; give it the data as --config.data.data_dir, and the run before it as --config.init_from."""
+    """The config of one method; needs --config.data.data_dir and --config.init_from."""
     if method in ("pretrain", "sft"):
         config = sft_config()
         config.batch_size = 16
         config.num_steps = 1400 if method == "pretrain" else 450
         config.optimizer.learning_rate = 1.4e-3 if method == "pretrain" else 7e-4
-        config.optimizer.end_factor = 0.5 if method == "pretrain" else 0.0
+        config.optimizer.end_lr_ratio = 0.5 if method == "pretrain" else 0.0
         config.optimizer.warmup_updates = 20
         config.model.freeze = ()
         config.log_every = 50
@@ -35,11 +39,14 @@ def get_config(method: str = "sft") -> ConfigDict:
         config.hard_cases.round_steps = 10
         config.data.completion_buckets = (40, 72)
     else:
-        raise UserError(f"configs/quickstart.py: no method '{method}'; choose from pretrain, sft, {', '.join(_STAGE2)}")
+        raise UserError(
+            f"configs/quickstart.py: no method '{method}'; choose from pretrain, sft, "
+            f"{', '.join(_STAGE2)}"
+        )
     config.micro_batches = 1
-    # A vision tower from scratch that learns as fast as the words do forgets to tell images apart.
-    config.optimizer.vision_factor = 0.3
-    config.optimizer.b2 = 0.95  # thousands of updates at most
+    # At the language model's rate, a tower from scratch stops distinguishing images.
+    config.optimizer.vision_lr_scale = 0.3
+    config.optimizer.b2 = 0.95  # for runs of at most thousands of updates
     config.eval_every = 0
     config.eval_batch_size = 128
     config.checkpoint_every = 1000

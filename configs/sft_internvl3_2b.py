@@ -1,4 +1,4 @@
-"""Stage 1 at the paper's size: InternVL3-2B on chains of thought."""
+"""Stage 1 of InternVL3-2B: SFT on chains of thought."""
 
 from ml_collections import ConfigDict
 
@@ -6,6 +6,6 @@ from aesthetic_jax.training.config import sft_config
 
 
 def get_config() -> ConfigDict:
-    """Give it an InternVL3-2B directory as --config.init_from and a data set as --config.data.data_dir."""
+    """Needs OpenGVLab/InternVL3-2B as --config.init_from and data as --config.data.data_dir."""
     config = sft_config()
     return config

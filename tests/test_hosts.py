@@ -1,4 +1,4 @@
-"""Several processes on this machine, as several hosts: the same run as one process, checkpoints between them, and a death."""
+"""Several processes as several hosts: the same run as one process, resumes, SIGTERM, a death."""
 
 import json
 import os
@@ -26,7 +26,7 @@ SMALL = (
     "--config.log_every=1",
     "--config.hard_cases.round_steps=3",
     "--config.hard_cases.mode=two_stage",
-    "--config.hard_cases.mine_at=3",
+    "--config.hard_cases.mine_step=3",
     "--config.hard_cases.mine_rollouts=2",
     "--config.max_completion_length=8",
     "--config.grpo.num_generations=2",
@@ -42,20 +42,19 @@ def data(command, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def launch(compilation_cache):
+def launch():
     """Starts a command in so many processes, DEVICES devices together."""
 
     def run(processes, *words):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = os.environ | {
-            "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-            "JAX_PLATFORMS": "cpu",
-            "JAX_NUM_CPU_DEVICES": str(DEVICES // processes),
-        }
-        hosts = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"] if processes > 1 else []
+        environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES // processes)}
+        hosts = (
+            [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"]
+            if processes > 1
+            else []
+        )
         return [
             subprocess.Popen(
                 [
@@ -81,7 +80,14 @@ def launch(compilation_cache):
 def train_words(data):
     def words(run, *more):
         config = f"--config={CONFIGS}/quickstart.py:hcm_grpo"
-        return ("train", config, f"--config.data.manifest={data}/manifest.jsonl", f"--workdir={run}", *SMALL, *more)
+        return (
+            "train",
+            config,
+            f"--config.data.manifest={data}/manifest.jsonl",
+            f"--workdir={run}",
+            *SMALL,
+            *more,
+        )
 
     return words
 
@@ -119,12 +125,14 @@ def saved(run, step):
         folder = run / "checkpoints" / str(step) / part
         shapes = reader.metadata(folder).item_metadata.tree
         return reader.restore(
-            folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes)
+            folder,
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), shapes),
         )
 
     return read("parameters"), read("progress")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 4])
 def test_several_processes_do_what_one_does(runs, processes):
     ours, one = runs / f"run{processes}", runs / "run1"
@@ -133,11 +141,16 @@ def test_several_processes_do_what_one_does(runs, processes):
         assert (ours / "mined" / name).read_bytes() == (one / "mined" / name).read_bytes()
     (parameters, progress), (wanted, plan) = saved(ours, 4), saved(one, 4)
     jax.tree.map(np.testing.assert_array_equal, progress, plan)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parameters, wanted)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), parameters, wanted
+    )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 2)])
-def test_a_checkpoint_continues_in_another_number_of_processes(runs, launch, train_words, before, after, tmp_path):
+def test_a_checkpoint_continues_in_another_number_of_processes(
+    runs, launch, train_words, before, after, tmp_path
+):
     run = tmp_path / "run"
     shutil.copytree(runs / f"run{before}", run)
     for step in (3, 4):
@@ -146,9 +159,12 @@ def test_a_checkpoint_continues_in_another_number_of_processes(runs, launch, tra
     same_log(log(run), log(runs / "run1"))
 
 
-def test_sigterm_at_one_host_stops_all_behind_the_same_step(launch, train_words, tmp_path):
+@pytest.mark.slow
+def test_sigterm_at_one_host_stops_all_after_the_same_step(launch, train_words, tmp_path):
     run = tmp_path / "run"
-    processes = launch(2, *train_words(run, "--config.num_steps=4000", "--config.checkpoint_every=4000"))
+    processes = launch(
+        2, *train_words(run, "--config.num_steps=4000", "--config.checkpoint_every=4000")
+    )
     wait_until_logged(run, processes)
     processes[1].terminate()
     for process in processes:
@@ -160,10 +176,13 @@ def test_sigterm_at_one_host_stops_all_behind_the_same_step(launch, train_words,
 
 def wait_until_logged(run, processes):
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
-        assert all(process.poll() is None for process in processes), [x.communicate()[1][-2000:] for x in processes]
+        assert all(process.poll() is None for process in processes), [
+            x.communicate()[1][-2000:] for x in processes
+        ]
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_killed_process_takes_the_others_down_and_is_named(launch, train_words, tmp_path):
     run = tmp_path / "run"
     processes = launch(2, *train_words(run, "--config.num_steps=4000"))
@@ -176,11 +195,15 @@ def test_a_killed_process_takes_the_others_down_and_is_named(launch, train_words
     assert re.search(r"task:1\b|tasks are unhealthy[^\n]*\n1\n", errors), errors[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["--num_processes=2"], ["--coordinator_address", "--process_id"]),
-        (["--num_processes=2", "--process_id=2", "--coordinator_address=127.0.0.1:1"], ["--process_id=2", "0 to 1"]),
+        (
+            ["--num_processes=2", "--process_id=2", "--coordinator_address=127.0.0.1:1"],
+            ["--process_id=2", "0 to 1"],
+        ),
         (["--config.mesh.fsdp=3"], ["config.mesh", "fsdp=3", "4 devices"]),
         (["--config.batch_size=12"], ["config.batch_size", "config.micro_batches", "fsdp=4"]),
     ],

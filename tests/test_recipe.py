@@ -1,4 +1,4 @@
-"""The recipe as a person runs it: synthesize, build, train, evaluate, screen, report; kills and restarts; bad input."""
+"""The recipe as a person runs it, from synthesize to screen; kills and restarts; bad input."""
 
 import json
 import pathlib
@@ -36,14 +36,25 @@ def check(result):
 @pytest.fixture(scope="module")
 def data(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipe")
-    check(command("synthesize", f"--out={folder}/results", "--num=40", "--image_size=56", "--workers=1"))
-    check(command("build", f"--manifest={folder}/results/manifest.jsonl", f"--out={folder}/data", "--workers=1"))
+    check(
+        command(
+            "synthesize", f"--out={folder}/results", "--num=40", "--image_size=56", "--workers=1"
+        )
+    )
+    check(
+        command(
+            "build",
+            f"--manifest={folder}/results/manifest.jsonl",
+            f"--out={folder}/data",
+            "--workers=1",
+        )
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def train_words(data):
-    """The words that train a method at a tiny size; stage 2 starts from the finished run of SFT."""
+    """Arguments that train a method at a tiny size; stage 2 starts from the finished SFT run."""
 
     def words(method, workdir, *more):
         begin = () if method == "sft" else (f"--config.init_from={data}/results/runs/sft",)
@@ -68,15 +79,19 @@ def runs(train, data):
 
 
 def log(run):
-    """metrics.jsonl without what the clock says."""
+    """metrics.jsonl without timings."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if not (k.endswith("_s") or k.startswith("time"))} for row in rows]
+    return [
+        {k: v for k, v in row.items() if not (k.endswith("_s") or k.startswith("time"))}
+        for row in rows
+    ]
 
 
 def parameters(run, step=4):
     return ocp.StandardCheckpointer().restore(run / "checkpoints" / str(step) / "parameters")
 
 
+@pytest.mark.slow
 def test_a_run_directory_holds_what_it_should(runs):
     for method in ("sft", "hcm_grpo"):
         run = runs / method
@@ -90,19 +105,22 @@ def test_a_run_directory_holds_what_it_should(runs):
         assert rows[-1]["eval/answered"] >= 0
         assert (run / "checkpoints" / "4").exists()
         assert list(run.glob("events.out.tfevents*"))
-    wanted = (
-        "reward reward/dpa reward/format exact groups/zero_spread groups/no_exact completion/length completion/cut_off"
-    )
-    wanted += " entropy kl clip_ratio/low clip_ratio/high hard_cases/in_batch hard_cases/pass_rate hard_cases/unseen"
+    wanted = "reward reward/dpa reward/format exact frac_reward_zero_std groups/no_exact entropy kl"
+    wanted += " completions/mean_length completions/clipped_ratio clip_ratio/low clip_ratio/high"
+    wanted += " hard_cases/in_batch hard_cases/pass_rate hard_cases/unseen"
     assert set(wanted.split()) <= log(runs / "hcm_grpo")[0].keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "hcm_grpo"])
-def test_a_killed_run_goes_on_as_if_nothing_had_been(runs, start, train, train_words, tmp_path, method):
-    """Killed behind step 3, so that it goes on from checkpoint 2, in the middle of a round."""
+def test_a_killed_run_resumes_bit_for_bit(runs, start, train, train_words, tmp_path, method):
+    """Killed after step 3, it resumes from checkpoint 2, in the middle of a round."""
     run = tmp_path / "run"
     process = start(*train_words(method, run))
-    while not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < 3:
+    while (
+        not (run / "metrics.jsonl").exists()
+        or len((run / "metrics.jsonl").read_bytes().splitlines()) < 3
+    ):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     process.kill()
@@ -114,18 +132,24 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(runs, start, train, train_w
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "hcm_grpo"])
 def test_sigterm_saves_where_the_run_is(runs, start, train, train_words, tmp_path, method):
     run = tmp_path / "run"
     words = ("--config.checkpoint_every=100",)
     process = start(*train_words(method, run, *words))
-    wait_for(process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size)
+    wait_for(
+        process, lambda: (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").stat().st_size
+    )
     process.terminate()
     _, errors = process.communicate()
     steps = [row["step"] for row in log(run)]
     if len(steps) < 4:  # else it was done before
         assert process.returncode == 75, errors
-        assert errors.splitlines()[-1] == f"aesthetic-jax: stopped by SIGTERM; the same command goes on from {run}"
+        assert (
+            errors.splitlines()[-1]
+            == f"aesthetic-jax: stopped by SIGTERM; the same command resumes from {run}"
+        )
     assert [x.name for x in (run / "checkpoints").iterdir()] == [str(steps[-1])]
     check(train(method, run, *words))
     assert log(run) == log(runs / method)
@@ -144,9 +168,10 @@ def kill(process):
     assert process.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_kills_in_checkpoints_in_mining_and_anywhere(runs, start, train, train_words, tmp_path):
-    """two_stage from step 3 on: what kills leave behind ends as the run that nothing happened to."""
-    words = ("hcm_grpo", "--config.hard_cases.mode=two_stage", "--config.hard_cases.mine_at=3")
+    """two_stage mining before step 3: a run that is killed four times equals an undisturbed one."""
+    words = ("hcm_grpo", "--config.hard_cases.mode=two_stage", "--config.hard_cases.mine_step=3")
     words += ("--config.hard_cases.mine_rollouts=2", "--config.checkpoint_every=1")
     quiet, run = tmp_path / "quiet", tmp_path / "run"
     check(train(words[0], quiet, *words[1:]))
@@ -175,14 +200,19 @@ def test_kills_in_checkpoints_in_mining_and_anywhere(runs, start, train, train_w
         assert (run / "mined" / name).read_bytes() == (quiet / "mined" / name).read_bytes()
     for a, b in zip(*(flatten(parameters(x)) for x in (run, quiet)), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = [json.loads(line) for line in (run / "mined" / "completions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (run / "mined" / "completions.jsonl").read_text().splitlines()
+    ]
     assert all(len(row["completions"]) == 2 and 0 <= row["exact"] <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(runs, train, command, tmp_path):
-    """The run goes on from the one before, and writes the damaged one again."""
+    """The run resumes from the one before, and writes the damaged one again."""
     run = shutil.copytree(runs / "hcm_grpo", tmp_path / "run")
-    files = sorted((run / "checkpoints" / "4" / "parameters").rglob("d/*"), key=lambda x: x.stat().st_size)
+    files = sorted(
+        (run / "checkpoints" / "4" / "parameters").rglob("d/*"), key=lambda x: x.stat().st_size
+    )
     content = bytearray(files[-1].read_bytes())
     content[len(content) // 2] ^= 4
     files[-1].write_bytes(content)
@@ -195,13 +225,23 @@ def test_a_damaged_checkpoint_is_passed_over(runs, train, command, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-def test_another_config_is_shown_line_by_line_and_goes_on_where_allowed(runs, train, tmp_path, refuses):
+@pytest.mark.slow
+def test_another_config_is_shown_line_by_line_and_goes_on_where_allowed(
+    runs, train, tmp_path, refuses
+):
     run = shutil.copytree(runs / "sft", tmp_path / "run")
     more = ("--config.num_steps=5", "--config.optimizer.learning_rate=0.001")
     result = train("sft", run, *more)
     refuses(result, "num_steps was 4 and is 5", "--allow_config_change")
-    assert result.stdout.splitlines() == ["config.num_steps: 4 -> 5", "config.optimizer.learning_rate: 0.0007 -> 0.001"]
-    refuses(train("sft", run, "--config.batch_size=8", "--allow_config_change"), "batch_size can't change", "init_from")
+    assert result.stdout.splitlines() == [
+        "config.num_steps: 4 -> 5",
+        "config.optimizer.learning_rate: 0.0007 -> 0.001",
+    ]
+    refuses(
+        train("sft", run, "--config.batch_size=8", "--allow_config_change"),
+        "batch_size can't change",
+        "init_from",
+    )
     check(train("sft", run, *more, "--allow_config_change"))
     assert [row["step"] for row in log(run)] == [1, 2, 3, 4, 5]
     saved = json.loads((run / "config.json").read_text())
@@ -212,23 +252,43 @@ def test_another_config_is_shown_line_by_line_and_goes_on_where_allowed(runs, tr
     check(train("sft", run, *more))
 
 
+@pytest.mark.slow
 def test_mine_and_a_run_that_begins_with_its_table(runs, train, command, data, tmp_path, refuses):
     source, out = f"--config.data.data_dir={data}/data", tmp_path / "mined"
-    words = (f"--checkpoint={runs}/sft", f"--out={out}", "--config.batch_size=4", "--config.hard_cases.mine_rollouts=2")
+    words = (
+        f"--checkpoint={runs}/sft",
+        f"--out={out}",
+        "--config.batch_size=4",
+        "--config.hard_cases.mine_rollouts=2",
+    )
     shown = check(command("mine", config("hcm_grpo"), source, *words))
     assert shown.splitlines()[-1] == str(out)
-    samples = [json.loads(line) for line in (data / "results" / "manifest.jsonl").read_text().splitlines()]
+    samples = [
+        json.loads(line) for line in (data / "results" / "manifest.jsonl").read_text().splitlines()
+    ]
     expected = [(x["id"], x["dimension"], x["answer"]) for x in samples if x["split"] == "train"]
     rows = [json.loads(line) for line in (out / "completions.jsonl").read_text().splitlines()]
     assert [(row["id"], row["dimension"], row["answer"]) for row in rows] == expected
     assert f" {len(rows)} " in shown.splitlines()[-2]
-    begin = ("--config.hard_cases.mode=two_stage", f"--config.hard_cases.table={out}", "--config.num_steps=1")
+    begin = (
+        "--config.hard_cases.mode=two_stage",
+        f"--config.hard_cases.table={out}",
+        "--config.num_steps=1",
+    )
     check(train("hcm_grpo", tmp_path / "run", *begin))
     assert log(tmp_path / "run")[0]["hard_cases/unseen"] == 0
     assert not (tmp_path / "run" / "mined").exists()
     refuses(command("mine", config("sft"), source, *words[:2]), "config.method", "grpo")
-    refuses(command("mine", config("hcm_grpo"), source, *words, "--config.seed=5"), "mining.json", "seed")
-    refuses(train("hcm_grpo", tmp_path / "b", *begin[:1], "--config.hard_cases.table=nowhere"), "nowhere", "mine --out")
+    refuses(
+        command("mine", config("hcm_grpo"), source, *words, "--config.seed=5"),
+        "mining.json",
+        "seed",
+    )
+    refuses(
+        train("hcm_grpo", tmp_path / "b", *begin[:1], "--config.hard_cases.table=nowhere"),
+        "nowhere",
+        "mine --out",
+    )
 
 
 def flatten(tree):
@@ -237,12 +297,14 @@ def flatten(tree):
     return [np.asarray(tree)]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_left_alone(runs, train):
     before = (runs / "sft" / "metrics.jsonl").read_bytes()
     check(train("sft", runs / "sft"))
     assert (runs / "sft" / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_evaluate_screen_and_report(runs, command, data):
     results = data / "results"
     source = f"--config.data.data_dir={data}/data"
@@ -251,7 +313,10 @@ def test_evaluate_screen_and_report(runs, command, data):
         check(command("evaluate", config(method), source, *words, "--config.eval_batch_size=4"))
     samples = [json.loads(line) for line in (results / "manifest.jsonl").read_text().splitlines()]
     test_samples = [x for x in samples if x["split"] == "test"]
-    rows = [json.loads(line) for line in (results / "sft" / "predictions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (results / "sft" / "predictions.jsonl").read_text().splitlines()
+    ]
     assert [row["id"] for row in rows] == [x["id"] for x in test_samples]
     assert [row["answer"] for row in rows] == [x["answer"] for x in test_samples]
     assert rows[0].keys() == {"id", "dimension", "completion", "predicted", "answer"}
@@ -268,7 +333,10 @@ def test_evaluate_screen_and_report(runs, command, data):
     candidates = ",".join(map(str, paths[1:]))
     out = check(
         command(
-            "screen", f"--checkpoint={runs}/sft/checkpoints/4", f"--original={paths[0]}", f"--candidates={candidates}"
+            "screen",
+            f"--checkpoint={runs}/sft/checkpoints/4",
+            f"--original={paths[0]}",
+            f"--candidates={candidates}",
         )
     )
     assert [json.loads(line)["dimension"] for line in out.splitlines()] == [
@@ -279,9 +347,15 @@ def test_evaluate_screen_and_report(runs, command, data):
     ]
 
 
+@pytest.mark.slow
 def test_the_2b_config_builds_abstractly(command):
     out = check(
-        command("train", f"--config={CONFIGS}/sft_internvl3_2b.py", "--dry_run", "--config.data.data_dir=anywhere")
+        command(
+            "train",
+            f"--config={CONFIGS}/sft_internvl3_2b.py",
+            "--dry_run",
+            "--config.data.data_dir=anywhere",
+        )
     )
     assert out.startswith("2,088,957,440 parameters: 1,784,945,152 trained, 304,012,288 frozen")
 
@@ -298,9 +372,16 @@ def test_synthesize_is_the_same_for_any_number_of_workers(command, tmp_path):
                 f"--workers={workers}",
             )
         )
-    files = [sorted(x.relative_to(tmp_path / str(n)) for x in (tmp_path / str(n)).rglob("*")) for n in (1, 2)]
+    files = [
+        sorted(x.relative_to(tmp_path / str(n)) for x in (tmp_path / str(n)).rglob("*"))
+        for n in (1, 2)
+    ]
     assert files[0] == files[1]
-    assert all((tmp_path / "1" / x).read_bytes() == (tmp_path / "2" / x).read_bytes() for x in files[0] if x.suffix)
+    assert all(
+        (tmp_path / "1" / x).read_bytes() == (tmp_path / "2" / x).read_bytes()
+        for x in files[0]
+        if x.suffix
+    )
 
 
 @pytest.mark.parametrize(
@@ -322,12 +403,30 @@ def test_synthesize_is_the_same_for_any_number_of_workers(command, tmp_path):
         (["train", config("sft"), "--workdir=x"], ["data.manifest"]),
         (["train", config("sft"), "--workdir=x", "--config.learning_rate=1"], ["learning_rate"]),
         (["train", config("sft"), "--workdir=x", "--config.num_steps=many"], ["num_steps", "many"]),
-        (["train", config("sft"), "--workdir=x", "--config.data.data_dir=nowhere"], ["nowhere", "build"]),
         (
-            ["train", config("sft"), "--workdir=x", "--config.data.data_dir=y", "--config.model.preset=3b"],
+            ["train", config("sft"), "--workdir=x", "--config.data.data_dir=nowhere"],
+            ["nowhere", "build"],
+        ),
+        (
+            [
+                "train",
+                config("sft"),
+                "--workdir=x",
+                "--config.data.data_dir=y",
+                "--config.model.preset=3b",
+            ],
             ["3b", "internvl3_2b"],
         ),
-        (["train", config("sft"), "--workdir=x", "--config.data.data_dir=y", "--config.batch_size=0"], ["batch_size"]),
+        (
+            [
+                "train",
+                config("sft"),
+                "--workdir=x",
+                "--config.data.data_dir=y",
+                "--config.batch_size=0",
+            ],
+            ["batch_size"],
+        ),
         (
             [
                 "train",
@@ -339,7 +438,13 @@ def test_synthesize_is_the_same_for_any_number_of_workers(command, tmp_path):
             ["data.completion_buckets", "at least 2"],
         ),
         (
-            ["train", config("grpo"), "--workdir=x", "--config.data.data_dir=y", "--config.max_completion_length=1"],
+            [
+                "train",
+                config("grpo"),
+                "--workdir=x",
+                "--config.data.data_dir=y",
+                "--config.max_completion_length=1",
+            ],
             ["max_completion_length", "at least 2"],
         ),
         (["evaluate", config("sft"), "--out=x"], ["--checkpoint"]),
@@ -359,24 +464,39 @@ def test_bad_flags_get_one_line(command, tmp_path, monkeypatch, words, expected,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_bad_surroundings_get_one_line(runs, train, command, data, tmp_path, refuses):
     refuses(train("sft", runs / "sft", "--config.seed=3"), "config.json", "seed was 0 and is 3")
     source = f"--config.data.data_dir={data}/data"
     refuses(
-        command("train", config("grpo"), source, f"--workdir={tmp_path}/a", f"--config.init_from={tmp_path}"),
+        command(
+            "train",
+            config("grpo"),
+            source,
+            f"--workdir={tmp_path}/a",
+            f"--config.init_from={tmp_path}",
+        ),
         "no checkpoint",
     )
     refuses(
-        command("evaluate", config("sft"), source, f"--checkpoint={tmp_path}", f"--out={tmp_path}/b"), "no checkpoint"
+        command(
+            "evaluate", config("sft"), source, f"--checkpoint={tmp_path}", f"--out={tmp_path}/b"
+        ),
+        "no checkpoint",
     )
     words = (f"--checkpoint={runs}/sft", "--split=holdout", f"--out={tmp_path}/b")
     refuses(command("evaluate", config("sft"), source, *words), "holdout")
     refuses(command("synthesize", f"--out={data}/results", "--num=2"), "not empty")
-    refuses(train("sft", tmp_path / "c", "--config.data.prompt_buckets=(16,)"), "data.prompt_buckets")
+    refuses(
+        train("sft", tmp_path / "c", "--config.data.prompt_buckets=(16,)"), "data.prompt_buckets"
+    )
     broken = tmp_path / "broken"
     shutil.copytree(runs / "sft", broken)
     (broken / "model.json").write_text("{}")
-    refuses(command("evaluate", config("sft"), source, f"--checkpoint={broken}", f"--out={tmp_path}/b"), "model.json")
+    refuses(
+        command("evaluate", config("sft"), source, f"--checkpoint={broken}", f"--out={tmp_path}/b"),
+        "model.json",
+    )
     image = tmp_path / "text.png"
     image.write_text("no image")
     words = (f"--original={image}", f"--candidates={image},{image}")

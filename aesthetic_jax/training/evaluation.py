@@ -1,111 +1,115 @@
-"""Answering a split's questions with a model, greedily."""
+"""Evaluation: answers a split greedily and scores the answers.
 
-import functools
-import math
-from collections.abc import Callable, Sequence
+A folder of results holds `evaluation.json` (the settings), `predictions.jsonl` and, written last,
+`metrics.json`. An interrupted evaluation resumes; a finished one is left alone.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
-from jaxtyping import Array, Key
-from tqdm import tqdm
 
-from aesthetic_jax.data.manifest import DIMENSIONS
-from aesthetic_jax.data.pipeline import Batch, Encoder, planned_batches, trim
 from aesthetic_jax.data.records import Record
+from aesthetic_jax.models.internvl import Parameters
+from aesthetic_jax.rl.metrics import summarize
 from aesthetic_jax.rl.rewards import parse_answer
-from aesthetic_jax.rl.scores import summarize
-from aesthetic_jax.training.grpo import decode, gold_letters, rollout
-from aesthetic_jax.training.mesh import gather_rows, local_rows, put_rows, rows_sharding, take_local
-from aesthetic_jax.training.state import Parameters
+from aesthetic_jax.training.answering import (
+    Answering,
+    Row,
+    answer_split,
+    claim_folder,
+    describe_samples,
+    join_parts,
+    remove_parts,
+    write_json,
+)
+from aesthetic_jax.training.sampling import Sampler, sample_records
 
-
-def make_sampler(
-    graph: nnx.GraphDef,
-    encoder: Encoder,
-    max_length: int,
-    mesh: Mesh,
-    group: int = 1,
-    temperature: float = 0.0,
-    hold_layers: bool = True,
-) -> Callable[[Parameters, Batch, Key[Array, ""]], tuple[np.ndarray, np.ndarray]]:
-    """(parameters, a host's batch, key) -> ids and mask [B, G, T] of completions of every host's prompts; greedy by default.
-
-    Args:
-        graph: of the model.
-        encoder: that makes the batches.
-        max_length: tokens of a completion at most.
-        mesh: that parameters and rows are split over.
-        group: completions G of each prompt.
-        temperature: as in `sample_completions`.
-        hold_layers: `config.mesh.hold_layers`.
-    """
-    settings = dict(group=group, max_length=max_length, temperature=temperature, hold_layers=hold_layers)
-    tokens = dict(end_token=encoder.tokenizer.end, pad_token=encoder.tokenizer.pad)
-    compiled = jax.jit(functools.partial(rollout, graph=graph, **settings, **tokens), out_shardings=rows_sharding(mesh))
-
-    def sample(parameters: Parameters, batch: Batch, key: Key[Array, ""]) -> tuple[np.ndarray, np.ndarray]:
-        longest = int(gather_rows(mesh, batch.prompt_mask.sum(1)).max())
-        with jax.set_mesh(mesh):
-            result = compiled(parameters, put_rows(mesh, trim(batch, encoder, (longest, 0))), key)
-        return gather_rows(mesh, (take_local(result.ids), take_local(result.mask)))
-
-    return sample
+_OUTPUTS = ("predictions.jsonl", "metrics.json")
+_FIELDS = ("id", "dimension", "completion", "predicted", "answer")  # of predictions.jsonl
 
 
 def predict(
-    greedy,
-    parameters: Parameters,
-    records: Sequence[Record],
-    encoder: Encoder,
-    batch_size: int,
-    mesh: Mesh,
-    limit: int = 0,
-) -> list[dict[str, Any]]:
-    """One prediction a record, in order, as predictions.jsonl has them; the same on every host.
+    sampler: Sampler, parameters: Parameters, records: Sequence[Record], ids: Sequence[str]
+) -> list[Row]:
+    """Predictions of a split in memory, in order, the same on every host.
 
     Args:
-        greedy: of `make_sampler`.
-        parameters: of the model.
-        records: to answer.
-        encoder: as given to `make_sampler`.
-        batch_size: prompts answered at once, over all hosts.
-        mesh: as given to `make_sampler`.
-        limit: number of records from the first on; 0: all.
+        sampler: greedy.
+        ids: ids of the records to answer, from the first on.
+
+    Returns:
+        Rows of predictions.jsonl, with `num_options`.
     """
-    count = min(limit or len(records), len(records))
-    steps = math.ceil(count / batch_size)
-    plan = np.resize(np.arange(count, dtype=np.int32), steps * batch_size)  # the last batch is filled up with the first
-    predictions = []
-    rows = local_rows(mesh, batch_size)
-    batches = planned_batches(records, plan, encoder, batch_size, with_completion=False, rows=rows)
-    silent = True if jax.process_index() else None
-    for batch in tqdm(batches, total=steps, desc="answering", unit="batch", disable=silent):
-        completions = decode(*greedy(parameters, batch, jax.random.key(0)), encoder.tokenizer)
-        names = ("index", "answer", "num_options", "dimension")
-        told = gather_rows(mesh, {name: getattr(batch, name) for name in names})
-        for row, (completion,) in enumerate(completions):
-            predicted = parse_answer(completion, int(told["num_options"][row]))
-            predictions.append(
-                {
-                    "id": records[int(told["index"][row])].id,
-                    "dimension": DIMENSIONS[told["dimension"][row]],
-                    "completion": completion,
-                    "predicted": None if predicted is None else sorted(predicted),
-                    "answer": sorted(gold_letters(int(told["answer"][row]))),
-                    "num_options": int(told["num_options"][row]),
-                }
-            )
-    return predictions[:count]
+    batches = sample_records(sampler, parameters, records, ids, title="answering")
+    return [_prediction(row) for batch in batches for row in batch]
 
 
-def summarize_predictions(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Scores of `predict`'s rows in the form of metrics.json."""
+def evaluate_split(
+    work: Answering,
+    parameters: Parameters,
+    settings: dict[str, Any],
+    should_stop: Callable[[], bool],
+) -> dict[str, Any] | None:
+    """Answers a split into a folder and scores the answers.
+
+    Args:
+        work: with a greedy sampler.
+        settings: everything that the answers depend on, such as the checkpoint; a folder with other
+            settings is refused.
+        should_stop: from `preemption_guard`.
+
+    Returns:
+        The content of metrics.json; None if it stopped early; the same call then resumes.
+
+    Raises:
+        UserError: the folder holds the answers of other settings.
+    """
+    is_first = jax.process_index() == 0
+    settings = settings | describe_samples(work.ids)
+    if is_first:
+        claim_folder(work.folder / "evaluation.json", settings, _OUTPUTS, "answered")
+    metrics_file = work.folder / "metrics.json"
+    if metrics_file.exists():
+        if is_first:
+            remove_parts(work.folder)
+        return json.loads(metrics_file.read_text())
+    answers: list[Row] = []
+
+    def collect(row: Row) -> None:
+        answers.append({name: row[name] for name in row if name != "completion"})
+
+    if not answer_split(work, parameters, _prediction, collect, should_stop):
+        return None
+    metrics = summarize_predictions(answers)
+    if is_first:
+        join_parts(work, "predictions.jsonl", _FIELDS)
+        write_json(metrics_file, metrics)
+        remove_parts(work.folder)
+    return metrics
+
+
+def summarize_predictions(predictions: Iterable[Row]) -> dict[str, Any]:
+    """Scores of rows of `predict`, in the form of metrics.json."""
+    rows = list(predictions)
     return summarize(
-        [row["dimension"] for row in predictions],
-        [None if row["predicted"] is None else frozenset(row["predicted"]) for row in predictions],
-        [frozenset(row["answer"]) for row in predictions],
-        [row["num_options"] for row in predictions],
+        [row["dimension"] for row in rows],
+        [None if row["predicted"] is None else frozenset(row["predicted"]) for row in rows],
+        [frozenset(row["answer"]) for row in rows],
+        [row["num_options"] for row in rows],
     )
+
+
+def _prediction(row: Row) -> Row:
+    """A row of predictions.jsonl, with `num_options`, from one of `sample_records`."""
+    (completion,) = row["completions"]
+    predicted = parse_answer(completion, row["num_options"])
+    return {
+        "id": row["id"],
+        "dimension": row["dimension"],
+        "completion": completion,
+        "predicted": None if predicted is None else sorted(predicted),
+        "answer": row["answer"],
+        "num_options": row["num_options"],
+    }

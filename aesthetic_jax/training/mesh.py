@@ -1,7 +1,8 @@
-"""The mesh a run computes on, where its state lives on it, and how rows travel between hosts and devices.
+"""The device mesh, and moving rows of a batch between hosts and devices.
 
-Every host runs the same program. Rows of a batch are split over the axes `data` and `fsdp`: a host loads the rows that its own
-devices hold, and what all hosts must agree on (lengths, rewards) is gathered once, in the order of the batch.
+Every host runs the same program. Rows of a batch are split over the axes `data` and `fsdp`. A host
+loads the rows that its own devices hold. Values that all hosts need (lengths, rewards) are gathered
+once, in batch order.
 """
 
 import functools
@@ -10,16 +11,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx, traverse_util
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from aesthetic_jax.errors import UserError
-from aesthetic_jax.models.config import InternVLConfig
-from aesthetic_jax.models.internvl import InternVL
-from aesthetic_jax.models.sharding import BATCH_AXES, parameter_shardings
-from aesthetic_jax.training.state import Parameters
+from aesthetic_jax.models.sharding import BATCH_AXES
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -28,37 +25,42 @@ def mesh_shape(settings: Any, devices: int, slices: int = 1) -> dict[str, int]:
     """Sizes of the mesh axes.
 
     Args:
-        settings: a config's `mesh`: `data`, `fsdp` and `tensor`; 0 or -1 means what is left. Where `data` and another axis are
-            left open, `data` is the number of slices.
-        devices: number of them in all slices.
+        settings: a config's `mesh`: `data`, `fsdp` and `tensor`; 0 or -1 means all remaining
+            devices. If `data` and another axis are both open, `data` is the number of slices.
+        devices: number of devices in all slices.
         slices: groups of devices with an interconnect of their own.
 
     Raises:
-        UserError: the sizes don't make up the devices, or `data` does not go across the slices.
+        UserError: the sizes don't multiply to the devices, or `data` doesn't span the slices.
     """
     sizes = {axis: settings[axis] for axis in AXES}
     if sizes["data"] <= 0 and min(sizes["fsdp"], sizes["tensor"]) <= 0:
         sizes["data"] = slices
     given = {axis: size for axis, size in sizes.items() if size > 0}
-    left = [axis for axis in AXES if axis not in given]
-    if len(left) > 1:
+    open_axes = [axis for axis in AXES if axis not in given]
+    if len(open_axes) > 1:
         raise UserError("config.mesh: leaves both fsdp and tensor open; give one of them a size")
-    taken = int(np.prod(list(given.values())))
-    if devices % taken or (not left and taken != devices):
+    product = int(np.prod(list(given.values())))
+    if devices % product or (not open_axes and product != devices):
         shown = ", ".join(f"{axis}={size}" for axis, size in given.items())
         raise UserError(
-            f"config.mesh: {shown} does not fit {devices} devices; change the sizes, or leave one open with -1"
+            f"config.mesh: {shown} does not fit {devices} devices; change the sizes, or leave one "
+            "open with -1"
         )
-    sizes |= dict.fromkeys(left, devices // taken)
+    sizes |= dict.fromkeys(open_axes, devices // product)
     if sizes["data"] % slices:
         raise UserError(
-            f"config.mesh.data: is {sizes['data']}, and the devices are {slices} slices; give a multiple, or 0 for one a slice"
+            f"config.mesh.data: is {sizes['data']}, and the devices are {slices} slices; give a "
+            "multiple, or 0 for one a slice"
         )
     return sizes
 
 
-def make_mesh(settings: Any, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh of a config's `mesh` over all devices, or those given; `data` goes across slices.
+def make_mesh(settings: Any, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a config's `mesh` over all devices, or those given; `data` spans the slices.
+
+    Args:
+        devices: as `jax.devices()` gives them.
 
     Raises:
         UserError: see `mesh_shape`.
@@ -66,75 +68,72 @@ def make_mesh(settings: Any, devices: Sequence[jax.Device] | None = None) -> Mes
     devices = jax.devices() if devices is None else list(devices)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     sizes = mesh_shape(settings, len(devices), slices)
-    within = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
+    per_slice = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
     if slices == 1:
-        grid = mesh_utils.create_device_mesh(within, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_device_mesh(per_slice, devices, allow_split_physical_axes=True)
     else:
-        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))  # the compiler splits what no rule names
+        grid = mesh_utils.create_hybrid_device_mesh(
+            per_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+    # Auto: the compiler chooses shardings that no rule gives.
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def describe_mesh(mesh: Mesh) -> str:
+def describe_mesh(mesh: Mesh | AbstractMesh) -> str:
     """A mesh in words, for messages."""
     return ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
 
 
-def row_shards(mesh: Mesh) -> int:
-    """Number of pieces that the rows of a batch are split into."""
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
+    """Number of shards that the rows of a batch are split into."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
 
 
-def check_rows(mesh: Mesh, field: str, rows: int, parts: int = 1) -> None:
-    """Refuses a batch that can't be split evenly.
+def check_rows(mesh: Mesh | AbstractMesh, field: str, rows: int, microbatches: int = 1) -> None:
+    """Refuses a batch that can't be split evenly over a mesh.
 
     Args:
-        mesh: to split over.
-        field: of the config that sets the rows, without `config.`.
-        rows: of a batch.
-        parts: `config.micro_batches`, that it is cut into first.
+        field: config field that sets the rows, without `config.`.
+        rows: rows of a batch.
+        microbatches: `config.micro_batches`.
 
     Raises:
         UserError: names the fields and the mesh.
     """
-    pieces = row_shards(mesh)
-    if rows % (parts * pieces):
-        parted = f" in {parts} parts (config.micro_batches)" if parts > 1 else ""
+    shards = row_shards(mesh)
+    if rows % (microbatches * shards):
+        split = f" in {microbatches} microbatches" if microbatches > 1 else ""
         raise UserError(
-            f"config.{field}: {rows} rows{parted} can't be split evenly over the mesh ({describe_mesh(mesh)}): each part takes "
-            f"multiples of data x fsdp = {pieces}; change config.{field}, config.micro_batches or config.mesh"
+            f"config.{field}: {rows} rows{split} can't be split evenly over the mesh "
+            f"({describe_mesh(mesh)}): each microbatch takes multiples of data x fsdp = {shards}; "
+            f"change config.{field}, config.micro_batches or config.mesh"
         )
 
 
-def parameter_tree_shardings(config: InternVLConfig, mesh: Mesh) -> Parameters:
-    """Where each parameter lives, as a tree like the parameters."""
-    model = nnx.eval_shape(lambda: InternVL(config, rngs=nnx.Rngs(0)))
-    return traverse_util.unflatten_dict(parameter_shardings(model, mesh))
-
-
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over `data` and `fsdp`, all else whole."""
+    """Rows split over `data` and `fsdp`; all other axes replicated."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def local_rows(mesh: Mesh, rows: int) -> Int[np.ndarray, " b"]:
-    """Which rows of a batch this host's devices hold, ascending."""
+    """Indices of a batch's rows that this host's devices hold, ascending."""
     indices = rows_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return np.unique(np.concatenate([np.arange(rows)[index] for index in indices]))
 
 
 def put_rows(mesh: Mesh, tree: Any) -> Any:
-    """Arrays split over the mesh from this host's rows [b, ...] of each, in the order of `local_rows`."""
+    """Arrays [B, ...] on the mesh, from this host's rows [b, ...] in the order of `local_rows`."""
     sharding = rows_sharding(mesh)
 
     def put(x: np.ndarray) -> Array:
         x = np.asarray(x)
         x = x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
-        per_device = len(x) // _local_shards(mesh)
+        per_device = len(x) // _num_local_shards(mesh)
         rows = per_device * row_shards(mesh)
-        place = {row: i for i, row in enumerate(local_rows(mesh, rows))}
+        local_index = {row: i for i, row in enumerate(local_rows(mesh, rows))}
 
         def block(index):
-            start = place[index[0].indices(rows)[0]]
+            start = local_index[index[0].indices(rows)[0]]
             return x[start : start + per_device]
 
         return jax.make_array_from_callback((rows, *x.shape[1:]), sharding, block)
@@ -149,32 +148,32 @@ def take_local(array: Array) -> np.ndarray:
 
 
 def gather_rows(mesh: Mesh, tree: Any) -> Any:
-    """All hosts' rows on every host, in the order of the batch, from each host's own [b, ...]."""
+    """All hosts' rows [B, ...] on every host, from each host's own rows [b, ...]."""
     if jax.process_count() == 1:
         return jax.tree.map(np.asarray, tree)
-    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), _everywhere(mesh)(put_rows(mesh, tree)))
+    replicated = _replicate(mesh)(put_rows(mesh, tree))
+    return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), replicated)
 
 
 def select_rows(mesh: Mesh, tree: Any, rows: Int[np.ndarray, " R"]) -> Any:
-    """Some rows of arrays that are split by rows, without moving any between devices.
+    """Selects rows of arrays [B, ...] that are split by rows; no row changes its device.
 
     Args:
-        mesh: the arrays' own.
-        tree: of arrays [B, ...].
-        rows: as many of each device's rows, device by device (`state.part_rows`).
+        rows: indices, device by device, equally many per device (from `update.microbatch_rows`).
     """
     per_device = len(jax.tree.leaves(tree)[0]) // row_shards(mesh)
-    mine = local_rows(mesh, len(rows))
-    return _select(mesh)(tree, put_rows(mesh, (rows % per_device).astype(np.int32)[mine]))
+    local_indices = local_rows(mesh, len(rows))
+    chosen = (rows % per_device).astype(np.int32)[local_indices]
+    return _select(mesh)(tree, put_rows(mesh, chosen))
 
 
 @functools.cache
-def _local_shards(mesh: Mesh) -> int:
+def _num_local_shards(mesh: Mesh) -> int:
     return len(local_rows(mesh, row_shards(mesh)))
 
 
 @functools.cache
-def _everywhere(mesh: Mesh):
+def _replicate(mesh: Mesh):
     return jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 

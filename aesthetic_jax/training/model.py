@@ -1,8 +1,9 @@
-"""The model a run starts from: random, one of our checkpoints, or a Hugging Face directory."""
+"""The model of a config or a checkpoint: random, from a run, or from Hugging Face."""
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 from etils import epath
@@ -10,93 +11,139 @@ from flax import nnx, traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from aesthetic_jax.checkpoints.training import abstract_model, load_model, read_architecture, run_directory
-from aesthetic_jax.data.pipeline import Encoder
+from aesthetic_jax.checkpoints import hf_read
+from aesthetic_jax.checkpoints.hub import local_checkpoint
+from aesthetic_jax.checkpoints.runs import (
+    LoadedModel,
+    load_model,
+    read_architecture,
+    run_directory,
+)
+from aesthetic_jax.data.pipeline import Preprocessor
 from aesthetic_jax.data.tokenizer import ChatTokenizer, load_tokenizer, train_tokenizer
 from aesthetic_jax.models.config import PRESETS, InternVLConfig
-from aesthetic_jax.models.internvl import InternVL
-from aesthetic_jax.training.mesh import parameter_tree_shardings
-from aesthetic_jax.training.state import Parameters, split, trained_parts
+from aesthetic_jax.models.internvl import InternVL, Parameters, abstract_model
+from aesthetic_jax.training.provenance import read_run_config
+from aesthetic_jax.training.state import split, split_settings
+
+PROMPT_SETTINGS = ("system_prompt", "max_tiles")  # fields of config.data that shape a prompt
 
 
 def is_hugging_face(path: str) -> bool:
-    """Whether a directory holds a Hugging Face checkpoint, as against one of our runs."""
+    """Whether a directory holds a Hugging Face checkpoint rather than one of our runs."""
     folder = epath.Path(path)
     return (
-        (folder / "config.json").exists() and not (folder / "model.json").exists() and "checkpoints" not in folder.parts
+        (folder / "config.json").exists()
+        and not (folder / "model.json").exists()
+        and "checkpoints" not in folder.parts
     )
 
 
-def tokenizer_directory(path: str) -> str:
-    """Where the tokenizer files of an `init_from` are."""
+def tokenizer_directory(init_from: str) -> str:
+    """Where the tokenizer files of an `init_from` are; downloads a model of the hub."""
+    path = local_checkpoint(init_from)
     return path if is_hugging_face(path) else str(run_directory(path) / "tokenizer")
 
 
-def scratch_model(
-    config: ConfigDict, texts: Callable[[], Iterable[str]], mesh: Mesh
-) -> tuple[InternVLConfig, Parameters, ChatTokenizer]:
-    """A preset with random parameters, and a tokenizer trained on the run's texts."""
-    preset = PRESETS[config.model.preset]
-    tokenizer = train_tokenizer(texts(), min(config.model.vocab_size, preset.text.vocab_size))
-    text = dataclasses.replace(preset.text, vocab_size=max(tokenizer.size, config.model.vocab_size))
-    architecture = _with_overrides(dataclasses.replace(preset, text=text, image_token=tokenizer.image), config)
-    return architecture, _fill(architecture, {}, config.seed, mesh), tokenizer
-
-
 def initial_model(
-    config: ConfigDict, texts: Callable[[], Iterable[str]], mesh: Mesh
-) -> tuple[InternVLConfig, Parameters, ChatTokenizer]:
-    """What `config.init_from` names, with the config's dtype, rematerialisation, attention and LoRA.
+    config: ConfigDict, tokenizer_texts: Callable[[], Iterable[str]], mesh: Mesh
+) -> LoadedModel:
+    """The model of `config.init_from`, with the config's dtype, remat, attention and LoRA.
+
+    Parameters are float32 and split over the mesh.
 
     Args:
-        config: the run's.
-        texts: gives the texts that a model from scratch trains its tokenizer on.
-        mesh: that the parameters are split over.
-
-    Returns:
-        Architecture, parameters (float32) and tokenizer.
+        tokenizer_texts: gives the texts that a model from scratch trains its tokenizer on.
     """
     if not config.init_from:
-        return scratch_model(config, texts, mesh)
-    if is_hugging_face(config.init_from):
-        from aesthetic_jax.checkpoints import huggingface
-
-        architecture = huggingface.read_config(config.init_from)
-        shardings = traverse_util.flatten_dict(parameter_tree_shardings(architecture, mesh))
-        parameters = huggingface.load_parameters(config.init_from, architecture, shardings=shardings)
-        directory = config.init_from
+        return _scratch_model(config, tokenizer_texts, mesh)
+    path = local_checkpoint(config.init_from)
+    if is_hugging_face(path):
+        architecture = hf_read.read_config(path)
+        parameters = hf_read.load_parameters(path, architecture, mesh=mesh)
+        tokenizer = load_tokenizer(path)
     else:
-        architecture, parameters, directory, _ = load_model(config.init_from, mesh)
+        architecture, parameters, tokenizer, path = load_model(path, mesh)
     architecture = _with_overrides(architecture, config)
-    return architecture, _fill(architecture, parameters, config.seed, mesh), load_tokenizer(directory)
+    parameters = _add_random(architecture, parameters, config.seed, mesh)
+    return LoadedModel(architecture, parameters, tokenizer, path)
+
+
+def _scratch_model(
+    config: ConfigDict, tokenizer_texts: Callable[[], Iterable[str]], mesh: Mesh
+) -> LoadedModel:
+    """A preset with random parameters, and a tokenizer trained on the run's texts."""
+    preset = PRESETS[config.model.preset]
+    vocab_size = min(config.model.vocab_size, preset.text.vocab_size)
+    tokenizer = train_tokenizer(tokenizer_texts(), vocab_size)
+    text = dataclasses.replace(preset.text, vocab_size=max(tokenizer.size, config.model.vocab_size))
+    architecture = dataclasses.replace(preset, text=text, image_token=tokenizer.image)
+    architecture = _with_overrides(architecture, config)
+    return LoadedModel(
+        architecture, _add_random(architecture, {}, config.seed, mesh), tokenizer, ""
+    )
 
 
 def _with_overrides(architecture: InternVLConfig, config: ConfigDict) -> InternVLConfig:
     overrides = {name: config.model[name] for name in ("dtype", "remat", "attention")}
     if config.model.lora_rank:
-        overrides |= {"lora_rank": config.model.lora_rank, "lora_alpha": config.model.lora_alpha}
+        overrides |= {name: config.model[name] for name in ("lora_rank", "lora_alpha")}
     return dataclasses.replace(architecture, **overrides)
 
 
-def _fill(architecture: InternVLConfig, parameters: Parameters, seed: int, mesh: Mesh) -> Parameters:
-    """The parameters, with random ones where there are none (all of them, or LoRA's); computes no others."""
+def _add_random(
+    architecture: InternVLConfig, parameters: Parameters, seed: int, mesh: Mesh
+) -> Parameters:
+    """Adds random values for missing parameters (all of them, or LoRA's); computes no others."""
     given = traverse_util.flatten_dict(parameters)
-    shardings = traverse_util.flatten_dict(parameter_tree_shardings(architecture, mesh))
-    shardings = traverse_util.unflatten_dict({path: x for path, x in shardings.items() if path not in given})
+    shapes: Any = traverse_util.flatten_dict(abstract_model(architecture, mesh)[1])
+    missing = {path: shapes[path].sharding for path in shapes if path not in given}
 
-    @functools.partial(jax.jit, out_shardings=shardings)
-    def missing():
+    @functools.partial(jax.jit, out_shardings=traverse_util.unflatten_dict(missing))
+    def initialize():
         _, state = nnx.split(InternVL(architecture, rngs=nnx.Rngs(seed)))
         flat = traverse_util.flatten_dict(nnx.to_pure_dict(state))
-        return traverse_util.unflatten_dict({path: x for path, x in flat.items() if path not in given})
+        return traverse_util.unflatten_dict({path: flat[path] for path in flat if path in missing})
 
-    random = traverse_util.flatten_dict(missing())
-    return traverse_util.unflatten_dict(random | given)
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(initialize()) | given)
 
 
-def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: ChatTokenizer) -> Encoder:
-    """The encoder that a config and an architecture mean."""
-    return Encoder(
+def trained_model(config: ConfigDict, checkpoint: str, mesh: Mesh) -> LoadedModel:
+    """A trained model to sample from, with the config's attention back end, not the run's.
+
+    Args:
+        checkpoint: as `load_model` takes it.
+    """
+    loaded = load_model(checkpoint, mesh)
+    architecture = dataclasses.replace(loaded.architecture, attention=config.model.attention)
+    return loaded._replace(architecture=architecture)
+
+
+def adopt_prompt_settings(config: ConfigDict, checkpoint: str) -> str | None:
+    """Gives a config the prompt settings of a checkpoint's run, so that prompts are as in training.
+
+    Args:
+        config: changed in place.
+        checkpoint: a run directory or one of its checkpoints; one made by `convert` has no config
+            of its own, and changes nothing.
+
+    Returns:
+        A line that names the fields that differed; None where none did.
+    """
+    run = run_directory(checkpoint)
+    data = read_run_config(str(run)).get("data", {})
+    differing = [x for x in PROMPT_SETTINGS if x in data and data[x] != config.data[x]]
+    values = [f"config.data.{x} {data[x]!r} instead of {config.data[x]!r}" for x in differing]
+    with config.unlocked():
+        config.data.update({x: data[x] for x in differing})
+    return f"prompts are those of {run}: {', '.join(values)}" if values else None
+
+
+def make_preprocessor(
+    config: ConfigDict, architecture: InternVLConfig, tokenizer: ChatTokenizer
+) -> Preprocessor:
+    """The preprocessor of a config and an architecture."""
+    return Preprocessor(
         tokenizer=tokenizer,
         tile_size=architecture.vision.image_size,
         tokens_per_tile=architecture.tokens_per_tile,
@@ -109,44 +156,32 @@ def make_encoder(config: ConfigDict, architecture: InternVLConfig, tokenizer: Ch
     )
 
 
-def trained_model(config: ConfigDict, checkpoint: str, mesh: Mesh) -> tuple[nnx.GraphDef, Parameters, Encoder, str]:
-    """A trained model to be sampled from on this machine, whatever the run's attention was, and its own path.
-
-    Args:
-        config: of the data and the attention.
-        checkpoint: as `load_model` takes it.
-        mesh: that the parameters are split over.
-    """
-    loaded = load_model(checkpoint, mesh)
-    architecture = dataclasses.replace(loaded.architecture, attention=config.model.attention)
-    encoder = make_encoder(config, architecture, load_tokenizer(loaded.tokenizer))
-    return abstract_model(architecture)[0], loaded.parameters, encoder, loaded.checkpoint
-
-
 def config_architecture(config: ConfigDict) -> InternVLConfig:
-    """The architecture of a config's model, found without reading its parameters; a preset keeps its own vocabulary."""
-    if config.init_from and is_hugging_face(config.init_from):
-        from aesthetic_jax.checkpoints import huggingface
+    """The architecture of a config's model; reads no parameters. A preset keeps its vocabulary."""
+    if not config.init_from:
+        return _with_overrides(PRESETS[config.model.preset], config)
+    path = local_checkpoint(config.init_from)
+    if is_hugging_face(path):
+        return _with_overrides(hf_read.read_config(path), config)
+    return _with_overrides(read_architecture(str(run_directory(path))), config)
 
-        return _with_overrides(huggingface.read_config(config.init_from), config)
-    if config.init_from:
-        return _with_overrides(read_architecture(str(run_directory(config.init_from))), config)
-    return _with_overrides(PRESETS[config.model.preset], config)
 
-
-def read_encoder(config: ConfigDict) -> Encoder:
-    """The encoder of the model that `config.init_from` names, found without its parameters."""
-    return make_encoder(config, config_architecture(config), load_tokenizer(tokenizer_directory(config.init_from)))
+def read_preprocessor(config: ConfigDict) -> Preprocessor:
+    """The preprocessor of the model that `config.init_from` names; reads no parameters."""
+    architecture = config_architecture(config)  # first: its error says what a run directory lacks
+    tokenizer = load_tokenizer(tokenizer_directory(config.init_from))
+    return make_preprocessor(config, architecture, tokenizer)
 
 
 def describe(config: ConfigDict) -> str:
-    """Size of a config's model, found without computing anything."""
-    _, shapes = abstract_model(config_architecture(config))
-    trained, frozen = split(shapes, **trained_parts(config.model))
-    counts = {
-        name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in (("trained", trained), ("frozen", frozen))
-    }
+    """Size of a config's model in one line; computes nothing."""
+    _, parameters = abstract_model(config_architecture(config))
+    trained, frozen = split(parameters, **split_settings(config.model))
+    num_trained, num_frozen = (
+        sum(x.size for x in jax.tree.leaves(tree)) for tree in (trained, frozen)
+    )
     return (
-        f"{sum(counts.values()):,} parameters: {counts['trained']:,} trained, {counts['frozen']:,} frozen; "
-        f"float32 parameters {4 * sum(counts.values()) / 2**30:.2f} GiB, AdamW moments {8 * counts['trained'] / 2**30:.2f} GiB"
+        f"{num_trained + num_frozen:,} parameters: {num_trained:,} trained, {num_frozen:,} frozen; "
+        f"float32 parameters {4 * (num_trained + num_frozen) / 2**30:.2f} GiB, "
+        f"AdamW moments {8 * num_trained / 2**30:.2f} GiB"
     )

@@ -1,4 +1,4 @@
-"""SIGTERM: the notice that a machine is about to be taken away."""
+"""Preemption: SIGTERM, the notice that a machine is about to be taken away."""
 
 import contextlib
 import itertools
@@ -11,21 +11,21 @@ from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
-def notices() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM ends nothing by itself.
+def preemption_guard() -> Iterator[Callable[[], bool]]:
+    """Turns SIGTERM into a flag instead of ending the process.
 
     Yields:
-        Whether to stop here. To be asked by every host, equally often, wherever it can stop: JAX's preemption service passes a
-        notice that one of them gets to all, and they agree on a question that none has asked yet. That one alone is answered
-        with yes.
+        `should_stop()`: whether to stop here. Every host must call it equally often. A notice at
+        one host reaches all through JAX's preemption service: all hosts agree on one future check;
+        that check alone returns True.
     """
     if jax.process_count() > 1:
-        questions = itertools.count(1)
-        yield lambda: multihost_utils.reached_preemption_sync_point(next(questions))
+        checks = itertools.count(1)
+        yield lambda: multihost_utils.reached_preemption_sync_point(next(checks))
         return
     noticed = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+    previous = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
     try:
         yield noticed.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

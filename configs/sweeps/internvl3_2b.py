@@ -1,4 +1,4 @@
-"""Reward x mining x loss at the paper's size: 5 x 3 x 3 experiments. `--experiments=` picks some."""
+"""InternVL3-2B: reward x mining x loss, 5 x 3 x 3 experiments; `--experiments=` picks some."""
 
 import itertools
 
@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """A config, and of each experiment the fields that it changes."""
+    """A config, and the fields that each experiment changes."""
     sweep = ConfigDict()
     sweep.config = "configs/hcm_grpo_internvl3_2b.py"
     rewards = ("exact", "subset", "jaccard", "f1", "per_option")

@@ -1,16 +1,19 @@
-"""What partial credit and mining buy, at the quickstart's size: the paper's ablation, with both ways to mine."""
+"""The paper's ablation at quickstart size: partial credit, and both ways to mine."""
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """A config, and of each experiment the fields that it changes."""
+    """A config, and the fields that each experiment changes."""
     sweep = ConfigDict()
     sweep.config = "configs/quickstart.py:hcm_grpo"
     sweep.experiments = (
         ("grpo", ("reward.variant=exact", "hard_cases.mode=off")),
         ("dpa_grpo", ("reward.variant=subset", "hard_cases.mode=off")),
-        ("hcm_two_stage", ("reward.variant=subset", "hard_cases.mode=two_stage", "hard_cases.mine_rollouts=4")),
+        (
+            "hcm_two_stage",
+            ("reward.variant=subset", "hard_cases.mode=two_stage", "hard_cases.mine_rollouts=4"),
+        ),
         ("hcm_online", ("reward.variant=subset", "hard_cases.mode=online")),
     )
     return sweep

@@ -1,4 +1,4 @@
-"""A bucket, for tests of what a run writes into an object store."""
+"""A fake bucket, for tests of runs in an object store."""
 
 import pytest
 from etils.epath import backend

@@ -1,4 +1,4 @@
-"""Run by test_mesh.py in a process with eight CPU devices: the same training on several meshes, written as arrays.
+"""The same training on several meshes, as arrays; test_mesh.py runs it on eight CPU devices.
 
 usage: mesh_runs.py OUT.npz DATAxFSDPxTENSOR/REMAT...
 """
@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 
+from aesthetic_jax.aot.collectives import collectives, gathered_stacks, stack_gathers
 from aesthetic_jax.data.pipeline import Batch
 from aesthetic_jax.models import logprobs
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.training import grpo
-from aesthetic_jax.training.ahead import gathered_stacks
-from aesthetic_jax.training.collectives import collectives, stack_gathers
 from aesthetic_jax.training.config import grpo_config
 from aesthetic_jax.training.mesh import make_mesh, put_rows, row_shards, select_rows, take_local
-from aesthetic_jax.training.run import prepare
+from aesthetic_jax.training.setup import prepare
 from aesthetic_jax.training.sft import make_sft_update
-from aesthetic_jax.training.state import init_state, part_rows
+from aesthetic_jax.training.state import init_state
+from aesthetic_jax.training.update import microbatch_rows
 
 CONFIG = InternVLConfig(
     VisionConfig(width=16, layers=2, heads=4, mlp_width=32, image_size=28, patch_size=14),
@@ -30,13 +30,17 @@ CONFIG = InternVLConfig(
     image_token=3,
     remat="none",
 )
-ROWS, GROUP, LENGTH, PARTS, STEPS = 16, 2, 6, 2, 10
+ROWS, GROUP, LENGTH, MICROBATCHES, STEPS = 16, 2, 6, 2, 10
 
 
 def settings():
     config = grpo_config()
-    config.num_steps, config.max_completion_length, config.micro_batches = 10, LENGTH, PARTS
-    config.optimizer.learning_rate, config.optimizer.epsilon, config.optimizer.weight_decay = 1e-2, 1e-4, 0.05
+    config.num_steps, config.max_completion_length, config.micro_batches = 10, LENGTH, MICROBATCHES
+    config.optimizer.learning_rate, config.optimizer.epsilon, config.optimizer.weight_decay = (
+        1e-2,
+        1e-4,
+        0.05,
+    )
     config.grpo.num_generations, config.grpo.beta, config.grpo.num_iterations = GROUP, 0.1, 2
     config.model.freeze = ()
     return config
@@ -60,29 +64,32 @@ def batch():
 
 
 def measure(shape, remat):
-    """Losses, gradients and tokens on one mesh; and its gathers."""
+    """Losses, gradients, sampled tokens and all-gathers on one mesh."""
     architecture = dataclasses.replace(CONFIG, remat=remat)
     sizes = dict(zip(("data", "fsdp", "tensor"), shape, strict=True))
     mesh, config = make_mesh(sizes, jax.devices()[: int(np.prod(shape))]), settings()
-    run = prepare(config, architecture, mesh)
-    graph, optimizer, shardings = run.graph, run.optimizer, run.shardings
-    of_parameters = jax.tree.map(lambda x: x.sharding, run.parameters)
+    setup = prepare(config, architecture, mesh)
+    graph, optimizer, shardings = setup.graph, setup.optimizer, setup.shardings
+    parameter_shardings = jax.tree.map(lambda x: x.sharding, setup.parameters)
     result = {}
     with jax.set_mesh(mesh):
         make = jax.jit(
-            lambda: nnx.to_pure_dict(nnx.state(InternVL(architecture, rngs=nnx.Rngs(0)))), out_shardings=of_parameters
+            lambda: nnx.to_pure_dict(nnx.state(InternVL(architecture, rngs=nnx.Rngs(0)))),
+            out_shardings=parameter_shardings,
         )
         parameters = make()
         fresh = jax.jit(lambda x: init_state(x, optimizer, (), False), out_shardings=shardings)
         whole = batch()
         lengths = whole.completion_mask.any(1).sum(1)
-        order = part_rows(lengths, PARTS, row_shards(mesh))
-        parts = [put_rows(mesh, jax.tree.map(lambda x, rows=rows: x[rows], whole)) for rows in order]
+        order = microbatch_rows(lengths, MICROBATCHES, row_shards(mesh))
+        microbatches = [
+            put_rows(mesh, jax.tree.map(lambda x, rows=rows: x[rows], whole)) for rows in order
+        ]
 
         update = make_sft_update(graph, optimizer, shardings)
         state, result["sft/loss"] = fresh(jax.tree.map(jnp.copy, parameters)), []
         for _ in range(STEPS):
-            state, metrics = update(state, parts)
+            state, metrics = update(state, microbatches)
             result["sft/loss"].append(float(metrics["loss"]))
         everything = put_rows(mesh, whole)
         tokens = jnp.float32(whole.completion_mask.sum())
@@ -90,8 +97,12 @@ def measure(shape, remat):
         for path, x in traverse_util.flatten_dict(gradients).items():
             result["gradient/" + ".".join(path)] = np.asarray(x)
 
-        sample, _, of_tokens = grpo.make_inference(config, graph, mesh, end_token=1, pad_token=0)
-        rollout = sample(parameters, everything._replace(completion_ids=None, completion_mask=None), jax.random.key(5))
+        inference = grpo.make_inference(config, graph, mesh, end_token=1, pad_token=0)
+        rollout = inference.rollout(
+            parameters,
+            everything._replace(completion_ids=None, completion_mask=None),
+            jax.random.key(5),
+        )
         result["rollout/ids"] = take_local(rollout.ids)
         result["rollout/logprobs"] = take_local(rollout.logprobs)
         mask = take_local(rollout.mask)
@@ -105,29 +116,35 @@ def measure(shape, remat):
             completion_mask=rollout.mask,
             advantages=put_rows(mesh, advantages),
             old_logprobs=rollout.logprobs,
-            ref_logprobs=of_tokens(reference, everything, rollout.ids),
+            ref_logprobs=inference.logprobs(reference, everything, rollout.ids),
         )
-        update = grpo.make_update_of(run)
+        update = grpo.make_update_for(setup)
         longest = mask.any(1).sum(1)
-        order = part_rows(longest, PARTS, row_shards(mesh))
-        parts = [select_rows(mesh, experience, rows) for rows in order]
-        result["rows"] = np.sort(np.concatenate([take_local(part.prompt_ids) for part in parts]), axis=0)
+        order = microbatch_rows(longest, MICROBATCHES, row_shards(mesh))
+        microbatches = [select_rows(mesh, experience, rows) for rows in order]
+        result["rows"] = np.sort(
+            np.concatenate([take_local(part.prompt_ids) for part in microbatches]), axis=0
+        )
         state = fresh(jax.tree.map(jnp.copy, parameters))
         for name in ("loss", "kl", "ratio/mean"):
             result[f"grpo/{name}"] = []
         for _ in range(STEPS):
-            state, metrics = update(state, parts)
+            state, metrics = update(state, microbatches)
             for name in ("loss", "kl", "ratio/mean"):
                 result[f"grpo/{name}"].append(float(metrics[name]))
         for before, after in zip(jax.tree.leaves(shardings), jax.tree.leaves(state), strict=True):
             assert before.is_equivalent_to(after.sharding, after.ndim), (before, after.sharding)
 
         if mesh.size > 1:
-            shown = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), everything)
+            shown = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), everything
+            )
             one = jax.ShapeDtypeStruct((), jnp.float32)
-            text = update_text(make_sft_update(graph, optimizer, shardings), run.parameters, shown, one)
+            text = update_text(
+                make_sft_update(graph, optimizer, shardings), setup.parameters, shown, one
+            )
             found = collectives(text, mesh.size)
-            stacks = gathered_stacks(run.parameters)
+            stacks = gathered_stacks(setup.parameters)
             vocabulary = architecture.text.vocab_size // mesh.shape["tensor"]
             result["sums/head"] = [
                 each.count

@@ -1,4 +1,4 @@
-"""Model FLOPs against the matrix products of the traced model."""
+"""Model FLOPs compared with the matrix products of the traced model; peak FLOP/s."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from aesthetic_jax.checkpoints.training import abstract_model
+from aesthetic_jax.checkpoints.runs import abstract_model
 from aesthetic_jax.models.config import PRESETS, InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.logprobs import completion_logprobs
 from aesthetic_jax.training import flops
@@ -24,15 +24,21 @@ B, G, N, P, T = 2, 3, 2, 20, 7
 
 
 def matrix_product_flops(jaxpr) -> int:
-    """Two for every multiply-add of a jaxpr's dot products, scans as often as they run."""
+    """Two for every multiply-add of a jaxpr's dot products; those of a scan once per iteration."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            total += (
+                2
+                * math.prod(equation.outvars[0].aval.shape)
+                * math.prod(left[axis] for axis in contracted)
+            )
         times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        for inner in jax.tree.leaves(tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+        for inner in jax.tree.leaves(
+            tuple(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        ):
             if hasattr(inner, "jaxpr") or hasattr(inner, "eqns"):
                 total += times * matrix_product_flops(getattr(inner, "jaxpr", inner))
     return total
@@ -46,9 +52,14 @@ def test_forward_flops_are_the_models_matrix_products():
         prompt = model.prefill(tiles, ids, jnp.ones(ids.shape, bool))
         return completion_logprobs(model, prompt, completions)
 
-    arrays = (np.zeros((B, N, 56, 56, 3), np.uint8), np.zeros((B, P), np.int32), np.zeros((B, G, T), np.int32))
+    arrays = (
+        np.zeros((B, N, 56, 56, 3), np.uint8),
+        np.zeros((B, P), np.int32),
+        np.zeros((B, G, T), np.int32),
+    )
     traced = matrix_product_flops(jax.make_jaxpr(forward)(shapes, *arrays).jaxpr)
-    # The model extends by all tokens but the last, predicts all, and multiplies what causal masks leave out.
+    # The model extends by all tokens but the last, predicts all, and also multiplies what causal
+    # masks hide.
     counted = flops.forward_flops(CONFIG, B * N, np.full(B, P), np.full((B, G), T - 1))
     text = CONFIG.text
     last_head = 2 * B * G * text.width * text.vocab_size
@@ -56,7 +67,7 @@ def test_forward_flops_are_the_models_matrix_products():
     assert counted.vision + counted.language + last_head + masked == traced
 
 
-def test_padding_counts_for_nothing_and_a_prompt_once():
+def test_padding_does_not_count_and_a_prompt_counts_once():
     ids = np.full((2, 12), 9, np.int32)
     ids[:, :4] = CONFIG.image_token  # one tile of 4 tokens
     mask = np.arange(12) < np.array([[12], [8]])
@@ -69,16 +80,21 @@ def test_padding_counts_for_nothing_and_a_prompt_once():
     np.testing.assert_allclose(counted, np.sum(apart, axis=0))
 
 
-def test_a_long_completion_of_2b_takes_two_flops_a_parameter_and_token():
+def test_a_completion_token_of_2b_takes_two_flops_per_parameter():
     config = PRESETS["internvl3_2b"]
-    longer, shorter = (flops.forward_flops(config, 0, np.array([0]), np.array([[n]])).language for n in (101, 100))
+    longer, shorter = (
+        flops.forward_flops(config, 0, np.array([0]), np.array([[n]])).language for n in (101, 100)
+    )
     text = dataclasses.replace(config.text, vocab_size=0)
     _, shapes = abstract_model(dataclasses.replace(config, text=text))
-    matrices = sum(x.size for x in jax.tree.leaves(shapes["language"]) if x.ndim == 3) + 1536 * config.text.vocab_size
+    matrices = (
+        sum(x.size for x in jax.tree.leaves(shapes["language"]) if x.ndim == 3)
+        + 1536 * config.text.vocab_size
+    )
     assert longer - shorter == pytest.approx(2 * matrices, rel=0.01)
 
 
-def test_the_peak_is_the_data_sheets_on_a_tpu_and_measured_elsewhere(monkeypatch):
+def test_peak_flops_of_a_tpu_are_its_data_sheets_and_else_measured(monkeypatch):
     assert 1e8 < flops.peak_flops("float32") < 1e14
 
     class Chip:

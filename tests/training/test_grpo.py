@@ -1,4 +1,4 @@
-"""The GRPO step's parts: what an update does to the policy, and how completions are scored."""
+"""The GRPO update: its effect on the policy, with microbatches, a reference, frozen features."""
 
 import functools
 
@@ -11,17 +11,15 @@ from flax import nnx
 
 from aesthetic_jax.models.config import InternVLConfig, TextConfig, VisionConfig
 from aesthetic_jax.models.internvl import InternVL
-from aesthetic_jax.training.config import grpo_config
 from aesthetic_jax.training.grpo import (
     Experience,
-    gold_letters,
     logprobs,
     make_grpo_update,
-    score,
     trim_completions,
     vision_features,
 )
-from aesthetic_jax.training.state import init_state, split_rows
+from aesthetic_jax.training.state import init_state
+from aesthetic_jax.training.update import split_microbatches
 
 CONFIG = InternVLConfig(
     VisionConfig(width=16, layers=1, heads=2, mlp_width=16, image_size=28, patch_size=14),
@@ -38,7 +36,9 @@ def setup():
     rng = np.random.default_rng(0)
     experience = Experience(
         tiles=jnp.asarray(rng.integers(0, 255, (4, 1, 28, 28, 3), np.uint8)),
-        prompt_ids=jnp.asarray(np.concatenate([np.full((4, 1), 3), rng.integers(4, 24, (4, 5))], axis=1)),
+        prompt_ids=jnp.asarray(
+            np.concatenate([np.full((4, 1), 3), rng.integers(4, 24, (4, 5))], axis=1)
+        ),
         prompt_mask=jnp.ones((4, 6), bool),
         completion_ids=jnp.asarray(rng.integers(4, 24, (4, 2, 7))),
         completion_mask=jnp.asarray(np.arange(7) < rng.integers(3, 8, (4, 2, 1))),
@@ -54,17 +54,19 @@ def make_one_update(**settings):
     return make_grpo_update(setup()[0], optax.adam(1e-3), **LOSS | settings)
 
 
-def one_update(experience, parts=1, reference=None, **settings):
-    """One update from the same state: on the whole, or on parts cut to the lengths of their completions."""
-    state = jax.tree.map(jnp.copy, setup()[1])  # the update takes its memory
-    cut = split_rows(experience, experience.completion_mask, parts)
-    cut = [trim_completions(part, (4, 5, 6)) for part in cut]
+def one_update(experience, microbatches=1, reference=None, **settings):
+    """One update from the same state, on microbatches trimmed to their completions."""
+    state = jax.tree.map(jnp.copy, setup()[1])  # the update donates the state's memory
+    cut = split_microbatches(experience, experience.completion_mask, microbatches)
+    cut = [trim_completions(microbatch, (4, 5, 6)) for microbatch in cut]
     return make_one_update(**settings)(state, cut, reference)
 
 
 def sums(parameters, experience):
     """Log-probability of each completion, [B, G]."""
-    values = logprobs(parameters, experience, experience.completion_ids, graph=setup()[0], temperature=1.0)
+    values = logprobs(
+        parameters, experience, experience.completion_ids, graph=setup()[0], temperature=1.0
+    )
     return np.where(experience.completion_mask, values, 0).sum(-1)
 
 
@@ -80,25 +82,32 @@ def test_equal_rewards_change_nothing():
     _, state, experience = setup()
     after, metrics = one_update(experience._replace(advantages=jnp.zeros((4, 2))))
     assert metrics["grad_norm"] == 0
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), after.trained, state.trained))
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool((a == b).all()), after.trained, state.trained)
+    )
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
-def test_parts_of_several_lengths_give_the_same_gradient(loss_type):
+def test_microbatches_of_several_lengths_give_the_same_gradient(loss_type):
     _, _, experience = setup()
     settings = dict(loss_type=loss_type, max_completion_length=7)
-    (_, whole), (_, parts) = one_update(experience, **settings), one_update(experience, parts=4, **settings)
+    (_, whole), (_, cut) = (
+        one_update(experience, **settings),
+        one_update(experience, microbatches=4, **settings),
+    )
     for name in whole:
-        np.testing.assert_allclose(whole[name], parts[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(whole[name], cut[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_the_reference_inside_the_update_is_the_reference_before_it(parts):
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_reference_inside_the_update_is_the_reference_before_it(microbatches):
     graph, state, experience = setup()
     reference = jax.tree.map(lambda x: 1.1 * x, state.parameters)
-    before = logprobs(reference, experience, experience.completion_ids, graph=graph, temperature=1.0)
-    _, given = one_update(experience._replace(ref_logprobs=before), parts, beta=0.1)
-    _, computed = one_update(experience, parts, reference, beta=0.1)
+    before = logprobs(
+        reference, experience, experience.completion_ids, graph=graph, temperature=1.0
+    )
+    _, given = one_update(experience._replace(ref_logprobs=before), microbatches, beta=0.1)
+    _, computed = one_update(experience, microbatches, reference, beta=0.1)
     assert given["kl"] > 1e-4
     for name in ("loss", "kl", "grad_norm"):
         np.testing.assert_allclose(computed[name], given[name], rtol=1e-5)
@@ -108,7 +117,10 @@ def test_features_of_a_frozen_tower_take_the_place_of_tiles():
     graph, state, experience = setup()
     features = vision_features(state.parameters, experience.tiles, graph=graph)
     assert features.shape == (4, 1, 1, 64)
-    (_, tiles), (_, cached) = one_update(experience), one_update(experience._replace(tiles=features))
+    (_, tiles), (_, cached) = (
+        one_update(experience),
+        one_update(experience._replace(tiles=None, features=features)),
+    )
     np.testing.assert_allclose(cached["loss"], tiles["loss"], atol=1e-6)
 
 
@@ -124,28 +136,3 @@ def test_trimming_keeps_every_token():
             assert array.shape == (2, 2, length)
             assert abs(array.sum()) == mask.sum()
         assert trimmed.ref_logprobs is None
-
-
-@pytest.mark.parametrize(
-    ("text", "reward", "exact"),
-    [
-        ("<think>x</think><answer>A,C</answer>", 1.0, 1),
-        ("<think>x</think><answer>A</answer>", 0.9 * 0.5 + 0.1, 0),
-        ("<think>x</think><answer>A,B</answer>", 0.1, 0),
-        ("so <answer>A,C</answer>", 0.9, 1),
-        ("<think>x</think>", 0.0, 0),
-    ],
-)
-def test_scores_follow_the_reward_and_difficulty_the_exact_answer(text, reward, exact):
-    class Batch:
-        answer, num_options = np.array([0b101]), np.array([4])
-
-    config = grpo_config().reward
-    config.variant = "subset"
-    scores = score([[text]], Batch, config, 0.0)
-    np.testing.assert_allclose(scores.reward, [[reward]], rtol=1e-6)
-    assert scores.exact == exact
-    config.dpa_anneal = True  # at the end of training only the exact answer counts
-    at_the_end = score([[text]], Batch, config, 1.0)
-    np.testing.assert_allclose(at_the_end.reward, 0.9 * exact + 0.1 * at_the_end.format, rtol=1e-6)
-    assert gold_letters(0b101) == {"A", "C"}

@@ -1,4 +1,4 @@
-"""The loop in this process: what it compiles, and what it logs of its own speed."""
+"""The loop in this process: its compilations, and its logged throughput."""
 
 import json
 import pathlib
@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from aesthetic_jax.training import loop
-from aesthetic_jax.training.metrics import MetricsWriter
+from aesthetic_jax.training.metric_writer import MetricWriter
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
@@ -45,14 +45,14 @@ def count_compilations(config, workdir):
         if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(duration)
 
-    write = MetricsWriter.write
+    write = MetricWriter.write
 
     def counting(self, step, metrics):
         counts.append(len(compiled))
         return write(self, step, metrics)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MetricsWriter, "write", counting)
+        patch.setattr(MetricWriter, "write", counting)
         jax.monitoring.register_event_duration_secs_listener(listen)
         try:
             loop.train(config, str(workdir))
@@ -61,12 +61,14 @@ def count_compilations(config, workdir):
     return counts
 
 
+@pytest.mark.slow
 def test_sft_compiles_one_program_a_shape_and_then_none(sft):
     _, counts = sft
     assert counts[0] > 0
     assert counts[-1] == counts[4]  # a checkpoint, a new round and new batches in between
 
 
+@pytest.mark.slow
 def test_grpo_compiles_nothing_after_its_first_steps(sft, data):
     config = make_config("hcm_grpo", data, init_from=str(sft[0]), max_completion_length=16)
     config.data.completion_buckets = (8, 16)
@@ -75,6 +77,7 @@ def test_grpo_compiles_nothing_after_its_first_steps(sft, data):
     assert counts[-1] == counts[4]
 
 
+@pytest.mark.slow
 def test_every_step_tells_where_its_time_went(sft):
     rows = [json.loads(line) for line in (sft[0] / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 9

@@ -1,4 +1,4 @@
-"""Training on a mesh: eight devices in several splits against one, what is gathered when, and what is refused."""
+"""Training on a mesh: eight devices against one, all-gathers, refusals."""
 
 import os
 import pathlib
@@ -10,18 +10,31 @@ import numpy as np
 import pytest
 
 from aesthetic_jax.errors import UserError
-from aesthetic_jax.training.mesh import check_rows, gather_rows, local_rows, make_mesh, mesh_shape, put_rows, take_local
-from aesthetic_jax.training.state import part_rows
+from aesthetic_jax.training.mesh import (
+    check_rows,
+    gather_rows,
+    local_rows,
+    make_mesh,
+    mesh_shape,
+    put_rows,
+    take_local,
+)
+from aesthetic_jax.training.update import microbatch_rows
 
 ONE = "1x1x1/none"
-SPLITS = os.environ.get("MESH_SPLITS", "1x8x1/none 2x2x2/full").split()  # data x fsdp x tensor / remat
+SPLITS = os.environ.get(
+    "MESH_SPLITS", "1x8x1/none 2x2x2/full"
+).split()  # data x fsdp x tensor / remat
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """What mesh_runs.py found on eight virtual devices, by mesh/remat/name."""
     out = tmp_path_factory.mktemp("mesh") / "runs.npz"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     words = [sys.executable, pathlib.Path(__file__).with_name("mesh_runs.py"), out, ONE, *SPLITS]
     result = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -32,6 +45,7 @@ def of(runs, split, prefix):
     return {name: x for name, x in runs.items() if name.startswith(f"{split}/{prefix}")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_losses_over_several_steps_are_those_of_one_device(runs, split):
     for name in ("sft/loss", "grpo/loss", "grpo/kl", "grpo/ratio/mean"):
@@ -41,18 +55,22 @@ def test_losses_over_several_steps_are_those_of_one_device(runs, split):
         np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-5 * scale, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_gradients_are_those_of_one_device(runs, split):
     whole = of(runs, ONE, "gradient/")
     assert len(whole) > 30
     for name, x in whole.items():
-        if name.endswith("vision.layers.key.bias"):  # its gradient is rounding alone: softmax takes no shift
+        if name.endswith(
+            "vision.layers.key.bias"
+        ):  # its gradient is only rounding: softmax ignores shifts
             continue
         y = runs[name.replace(ONE, split)]
         error = np.linalg.norm(x - y) / max(np.linalg.norm(x), 1e-6)
         assert error < 1e-5, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
 def test_rollouts_are_those_of_one_device_token_for_token(runs, split):
     np.testing.assert_array_equal(runs[f"{split}/rollout/ids"], runs[f"{ONE}/rollout/ids"])
@@ -61,17 +79,22 @@ def test_rollouts_are_those_of_one_device_token_for_token(runs, split):
     assert len(np.unique(runs[f"{split}/rollout/ids"])) > 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", SPLITS)
-def test_parts_hold_every_row_once(runs, split):
+def test_microbatches_hold_every_row_once(runs, split):
     np.testing.assert_array_equal(runs[f"{split}/rows"], runs[f"{ONE}/rows"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [split for split in SPLITS if split.split("x")[1] != "1"])
 def test_layers_are_gathered_one_at_a_time(runs, split):
     assert runs[f"{split}/gathers/stacks"] == 0
-    assert runs[f"{split}/gathers/layers"] >= 2 * 5  # five layers, forward and backward; matrices apart or together
+    assert (
+        runs[f"{split}/gathers/layers"] >= 2 * 5
+    )  # five layers, forward and backward; matrices apart or together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", [split for split in SPLITS if split.split("/")[0].endswith("x1")])
 def test_the_heads_gradient_is_not_summed_for_every_chunk(runs, split):
     assert not runs[f"{split}/sums/head"].size
@@ -87,11 +110,11 @@ def test_rows_go_to_devices_and_back():
     np.testing.assert_array_equal(local_rows(mesh, 5), np.arange(5))
 
 
-def test_parts_stay_within_their_shards():
+def test_microbatches_stay_within_their_shards():
     lengths = np.array([5, 1, 4, 2, 8, 7, 6, 3])
-    parts = part_rows(lengths, 2, shards=2)
-    np.testing.assert_array_equal(parts, [[1, 3, 7, 6], [2, 0, 5, 4]])
-    np.testing.assert_array_equal(part_rows(lengths, 1, shards=4), [np.arange(8)])
+    chosen = microbatch_rows(lengths, 2, shards=2)
+    np.testing.assert_array_equal(chosen, [[1, 3, 7, 6], [2, 0, 5, 4]])
+    np.testing.assert_array_equal(microbatch_rows(lengths, 1, shards=4), [np.arange(8)])
 
 
 @pytest.mark.parametrize(

@@ -9,20 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
-from ml_collections import ConfigDict
 
-from aesthetic_jax.data.pipeline import Encoder
+from aesthetic_jax.data.pipeline import Preprocessor
 from aesthetic_jax.data.prompts import completion_text
 from aesthetic_jax.data.records import open_records
 from aesthetic_jax.data.tokenizer import train_tokenizer
 from aesthetic_jax.errors import UserError
+from aesthetic_jax.models.config import PRESETS
+from aesthetic_jax.models.internvl import abstract_model
 from aesthetic_jax.rl.rollouts import Rollout
-from aesthetic_jax.training import evaluation, grpo, mining
-from aesthetic_jax.training.config import check_config
+from aesthetic_jax.training import mining, sampling
+from aesthetic_jax.training.answering import Answering
 from aesthetic_jax.training.mesh import make_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROLLOUTS = 3
+GRAPH, _ = abstract_model(PRESETS["tiny"])
 
 
 @pytest.fixture(scope="module")
@@ -44,14 +46,17 @@ def make_config(data, **changes):
 
 @pytest.fixture
 def mine(data, monkeypatch):
-    """Mines 14 samples, of which number i is solved by i % 4 of 3 completions; counts the batches it samples."""
+    """Mines 14 samples, number i solved by i % 4 of 3 completions; counts sampled batches."""
     records = open_records(str(data / "manifest.jsonl"))
     texts = []
     for index in range(len(records)):
         record = records[index]
         wrong = frozenset("AB") if record.answer != frozenset("AB") else frozenset("C")
         texts.append(
-            [completion_text("so", record.answer if g < index % 4 else wrong) for g in range(ROLLOUTS)],
+            [
+                completion_text("so", record.answer if g < index % 4 else wrong)
+                for g in range(ROLLOUTS)
+            ],
         )
     tokenizer = train_tokenizer([text for group in texts for text in group], 300)
     ids = np.full((len(records), ROLLOUTS, 64), tokenizer.pad, np.int32)
@@ -60,25 +65,27 @@ def mine(data, monkeypatch):
         for g, text in enumerate(group):
             encoded = tokenizer.encode(text)
             ids[b, g, : len(encoded)], mask[b, g, : len(encoded)] = encoded, True
-    encoder = Encoder(tokenizer, 28, 1, 5, 1, (512,), (64,))
+    preprocessor = Preprocessor(tokenizer, 28, 1, 5, 1, (512,), (64,))
     table = jnp.asarray(ids), jnp.asarray(mask)
     batches = []
 
-    def rollout(parameters, batch, key, *, group, **_):
-        assert group == ROLLOUTS
+    def rollout(parameters, batch, key, *, sampling, **_):
+        assert sampling.group == ROLLOUTS
         ids, mask = table[0][batch.index], table[1][batch.index]
         return Rollout(ids, mask, jnp.zeros(ids.shape), jnp.ones(ids.shape[:2], bool))
 
-    decode = grpo.decode
+    decode = sampling.decode
     mesh = make_mesh(dict(data=1, fsdp=1, tensor=1), jax.devices()[:1])
-    monkeypatch.setattr(evaluation, "rollout", rollout)
-    monkeypatch.setattr(grpo, "decode", lambda *x: batches.append(1) or decode(*x))
+    monkeypatch.setattr(sampling, "rollout", rollout)
+    monkeypatch.setattr(sampling, "decode", lambda *x: batches.append(1) or decode(*x))
 
-    def run(folder, step=0, stop_behind=None, **changes):
+    def run(folder, step=0, stop_after=None, **changes):
         batches.clear()
         config = make_config(data, **changes)
-        words = str(folder), "a model", mesh, lambda: len(batches) == stop_behind, step
-        return mining.mine(config, {}, None, records, encoder, *words), len(batches)
+        sampler = mining.make_mining_sampler(config, GRAPH, preprocessor, mesh)
+        work = Answering(sampler, records, records.ids(), epath.Path(folder), "mining")
+        table = mining.mine(config, work, {}, "a model", lambda: len(batches) == stop_after, step)
+        return table, len(batches)
 
     run.records = records
     run.texts = texts
@@ -90,9 +97,12 @@ def test_what_is_mined(mine, tmp_path):
     assert batches == 4
     expected = np.arange(14) % 4 / 3
     np.testing.assert_allclose(table.pass_rate, expected, atol=1e-7)
-    assert (table.count == 1).all()
+    assert (table.count == ROLLOUTS).all()
     assert (table.last_seen == 6).all()
-    rows = [json.loads(line) for line in (tmp_path / "out" / "completions.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "completions.jsonl").read_text().splitlines()
+    ]
     records = mine.records
     assert [row["id"] for row in rows] == records.ids()
     for index, row in enumerate(rows):
@@ -113,11 +123,11 @@ def test_what_is_mined(mine, tmp_path):
 @pytest.mark.parametrize("in_bucket", [False, True])
 @pytest.mark.parametrize("cut", range(1, 5))
 def test_stopped_mining_goes_on(mine, tmp_path, request, cut, in_bucket):
-    """Batches that are there are not sampled again, and one that is damaged is."""
+    """Complete batches are not sampled again; a damaged one is."""
     whole, _ = mine(tmp_path / "whole")
     out = epath.Path(request.getfixturevalue("bucket") if in_bucket else tmp_path) / "cut"
-    stopped, batches = mine(out, stop_behind=cut)
-    assert (stopped is None) == (cut < 4)  # behind the last batch nothing is left to stop
+    stopped, batches = mine(out, stop_after=cut)
+    assert (stopped is None) == (cut < 4)  # after the last batch nothing is left to stop
     assert batches == cut
     parts = sorted((out / "parts").iterdir()) if stopped is None else []
     assert len(parts) == cut % 4
@@ -142,7 +152,7 @@ def test_a_folder_of_something_else_is_refused(mine, tmp_path):
     with pytest.raises(UserError, match="can't be read"):
         mine(tmp_path / "out")
     (tmp_path / "out" / "mining.json").unlink()
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="exists already"):
         mine(tmp_path / "out")
 
 
@@ -151,7 +161,7 @@ def test_a_table_finds_samples_by_their_ids(mine, tmp_path):
     ids = mine.records.ids()
     loaded = mining.load_table(str(tmp_path / "out"), ["new", *reversed(ids[3:])], 0.25)
     np.testing.assert_array_equal(loaded.pass_rate, [0.25, *table.pass_rate[:2:-1]])
-    np.testing.assert_array_equal(loaded.count, [0] + [1] * 11)
+    np.testing.assert_array_equal(loaded.count, [0] + [ROLLOUTS] * 11)
     np.testing.assert_array_equal(loaded.last_seen, [-1] + [0] * 11)
     with pytest.raises(UserError, match="none of the train split's samples"):
         mining.load_table(str(tmp_path / "out"), ["x", "y"], 0.5)
@@ -169,47 +179,16 @@ def test_a_damaged_table_is_refused(mine, tmp_path):
         changed = bytearray(content)
         changed[place] ^= 1 << rng.integers(8)
         flipped.append(bytes(changed))
-    for damaged in (b"", b"text", *(content[:x] for x in rng.integers(0, len(content), 10)), *flipped):
+    for damaged in (
+        b"",
+        b"text",
+        *(content[:x] for x in rng.integers(0, len(content), 10)),
+        *flipped,
+    ):
         file.write_bytes(damaged)
         try:
             loaded = mining.load_table(str(tmp_path / "out"), mine.records.ids(), 0.5)
         except UserError:
             continue
-        np.testing.assert_array_equal(loaded.pass_rate, whole.pass_rate)  # a bit that ZIP makes no use of
+        np.testing.assert_array_equal(loaded.pass_rate, whole.pass_rate)  # a bit that ZIP ignores
         np.testing.assert_array_equal(loaded.count, whole.count)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("mode", "both"),
-        ("weighting", "linear"),
-        ("floor", -0.1),
-        ("coverage_quota", 1.5),
-        ("prior", 2.0),
-        ("decay", -1.0),
-        ("oversampling", 0.5),
-        ("power", 0.0),
-        ("band_visits", -1),
-        ("band_rest", 0),
-        ("mine_at", 7),
-        ("mine_rollouts", 0),
-    ],
-)
-def test_settings_are_checked(data, field, value):
-    config: ConfigDict = make_config(data)
-    check_config(config)
-    config.hard_cases[field] = value
-    with pytest.raises(UserError, match=f"config.hard_cases.{field}"):
-        check_config(config)
-
-
-def test_a_table_goes_with_mining_from_the_start(data):
-    config = make_config(data, **{"hard_cases.table": "somewhere"})
-    check_config(config)
-    config.hard_cases.mine_at = 10
-    with pytest.raises(UserError, match=r"hard_cases\.table"):
-        check_config(config)
-    config.hard_cases.mine_at, config.hard_cases.mode = 0, "off"
-    with pytest.raises(UserError, match=r"hard_cases\.table"):
-        check_config(config)

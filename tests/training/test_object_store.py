@@ -1,4 +1,4 @@
-"""Runs in an object store: a folder that behaves as gcsfs shows a bucket, which appends to nothing and renames nothing."""
+"""Runs in an object store: a folder that behaves like a bucket, without append and rename."""
 
 import json
 import sys
@@ -9,9 +9,9 @@ from etils import epath
 
 from aesthetic_jax.__main__ import main
 from aesthetic_jax.checkpoints.integrity import write_checksums
-from aesthetic_jax.checkpoints.training import locate, newest_step
+from aesthetic_jax.checkpoints.runs import locate, newest_step
 from aesthetic_jax.errors import UserError
-from aesthetic_jax.training.metrics import MetricsWriter, truncate
+from aesthetic_jax.training.metric_writer import MetricWriter, drop_metrics_after
 
 
 def test_metrics_are_kept_and_go_on_after_a_resume(bucket, monkeypatch):
@@ -22,8 +22,8 @@ def test_metrics_are_kept_and_go_on_after_a_resume(bucket, monkeypatch):
 
     monkeypatch.setattr(tensorboardX, "SummaryWriter", Events)
     for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):
-        truncate(f"{bucket}/run", first)
-        writer = MetricsWriter(f"{bucket}/run")
+        drop_metrics_after(f"{bucket}/run", first)
+        writer = MetricWriter(f"{bucket}/run")
         for step in steps:
             writer.write(step, {"loss": first + step})
     lines = epath.Path(f"{bucket}/run/metrics.jsonl").read_text().splitlines()
@@ -39,7 +39,10 @@ def test_a_missing_gcsfs_is_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(SystemExit, match="2"):
         main(["convert", "--from=gs://bucket/run", f"--to_hf={tmp_path}/out"])
-    assert capsys.readouterr().err == "aesthetic-jax: error: gs:// paths need gcsfs; pip install 'aesthetic-jax[gcs]'\n"
+    assert (
+        capsys.readouterr().err
+        == "aesthetic-jax: error: gs:// paths need gcsfs; pip install 'aesthetic-jax[gcs]'\n"
+    )
 
 
 def test_a_half_written_checkpoint_is_passed_over(bucket):
