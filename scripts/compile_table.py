@@ -1,8 +1,9 @@
-"""What training needs of TPUs, by the TPU compiler, as a Markdown table: models, topologies, steps.
+"""Prints the peak GiB per TPU chip of each step, by the TPU compiler, as a Markdown table.
 
     pip install -e '.[tpu]' && python scripts/compile_table.py [--only=2b@v5e:4x4] [--largest_batch]
 
-A part of a batch has one row on every chip; all else is as in configs/sft_internvl3_2b.py and configs/hcm_grpo_internvl3_2b.py.
+A microbatch has one row per chip; everything else is as in configs/sft_internvl3_2b.py and
+configs/hcm_grpo_internvl3_2b.py. Needs no TPU.
 """
 
 import json
@@ -12,32 +13,47 @@ import sys
 from pathlib import Path
 
 from absl import flags
+from command_line import parse_flags
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_multi_string("only", [], "rows to make, as MODEL@TOPOLOGY[*SLICES]; empty: all", flag_values=FLAGS)
-flags.DEFINE_bool("largest_batch", False, "search the most rows a chip that fit; compiles again", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "only", [], "rows to print, as MODEL@TOPOLOGY[*SLICES]; empty: all", flag_values=FLAGS
+)
+flags.DEFINE_bool(
+    "largest_batch",
+    False,
+    "also find the most rows of a microbatch per chip that fit; compiles several times",
+    flag_values=FLAGS,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-ROWS = {  # MODEL@TOPOLOGY[*SLICES]: flags of its own
+ROWS = {  # MODEL@TOPOLOGY[*SLICES]: further flags
     "2b@v5e:4x4": [],
     "2b@v5e:16x16": [],
+    "2b@v5e:4x4*2": [],
     "2b@v6e:4x4": [],
     "2b@v5p:2x2x4": [],
-    "2b@v5e:4x4*2": [],
-    "8b@v5p:4x4x4": [],
     "8b@v6e:8x8": [],
-    # Its vision tower's width, 3200, is divided by 128 at most.
+    "8b@v5p:4x4x4": [],
+    # fsdp splits the vision tower's width, 3200: of powers of two, 128 is the largest divisor.
     "38b@v5p:8x8x8": ["--config.mesh.fsdp=64", "--config.mesh.data=8"],
 }
 
 
-def report(row: str, more: list[str], method: str, batch_size: int) -> dict:
-    """What `aesthetic-jax compile` says of one method."""
-    model, _, place = row.partition("@")
-    topology, _, slices = place.partition("*")
+def compile_report(row: str, more: list[str], method: str, batch_size: int) -> dict:
+    """The JSON that `aesthetic-jax compile` prints for one row and one config.
+
+    Args:
+        row: a key of ROWS.
+        more: further flags.
+        method: sft or hcm_grpo.
+        batch_size: rows of a batch; at least one per chip are used.
+    """
+    model, _, hardware = row.partition("@")
+    topology, _, slices = hardware.partition("*")
     chips = math.prod(map(int, topology.partition(":")[2].split("x"))) * int(slices or 1)
     batch_size = max(batch_size, chips)
-    words = [
+    arguments = [
         "compile",
         f"--config={CONFIGS}/{method}_internvl3_2b.py",
         f"--topology={topology}",
@@ -49,37 +65,45 @@ def report(row: str, more: list[str], method: str, batch_size: int) -> dict:
         *more,
     ]
     result = subprocess.run(
-        [sys.executable, "-m", "aesthetic_jax", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "aesthetic_jax", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if result.returncode:
-        raise SystemExit(f"{' '.join(words)}\n{result.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(arguments)}\n{result.stderr[-2000:]}")
     return json.loads(result.stdout)
 
 
-def main(words: list[str]) -> None:
-    """Prints the table."""
-    FLAGS(words)
-    print("| model | topology | chips | step | GiB a chip | of | most rows a chip | least time, s | compiled in, s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+def step_cell(step: dict) -> str:
+    """Peak GiB per chip, and the most rows of a microbatch that fit where they were searched."""
+    parts = []
+    if "peak_bytes_per_chip" in step:
+        parts.append(f"{step['peak_bytes_per_chip'] / 2**30:.1f}")
+    if not step["fits"]:
+        parts.append("does not fit")
+    if "largest_rows_per_chip" in step:
+        parts.append(f"{step['largest_rows_per_chip']} rows")
+    return ", ".join(parts)
+
+
+def main(arguments: list[str]) -> None:
+    """Compiles row by row and prints the table."""
+    parse_flags(FLAGS, arguments, __doc__)
+    print("| model | topology | chips | GiB per chip | SFT | rollout | update |")
+    print("|---|---|---|---|---|---|---|")
     for row in FLAGS.only or ROWS:
-        model, _, topology = row.partition("@")
-        for method, batch_size in (("sft", 128), ("hcm_grpo", 64)):
-            told = report(row, ROWS[row], method, batch_size)
-            for name, step in told["steps"].items():
-                used = step.get("peak_bytes_per_chip", math.nan) / 2**30
-                fits = "" if step["fits"] else ", does not fit"
-                cells = [
-                    model.upper(),
-                    topology,
-                    told["chips"],
-                    name,
-                    f"{used:.1f}{fits}",
-                    f"{told['memory_bytes_per_chip'] / 2**30:.0f}",
-                    step.get("largest_rows_per_chip", ""),
-                    f"{step['roofline_s']:.2g}" if "roofline_s" in step else "",
-                    f"{step['compile_s']:.0f}",
-                ]
-                print(f"| {' | '.join(map(str, cells))} |", flush=True)
+        model, _, hardware = row.partition("@")
+        sft = compile_report(row, ROWS[row], "sft", 128)
+        steps = sft["steps"] | compile_report(row, ROWS[row], "hcm_grpo", 64)["steps"]
+        cells = [
+            model.upper(),
+            hardware,
+            str(sft["chips"]),
+            f"{sft['memory_bytes_per_chip'] / 2**30:.0f}",
+            *(step_cell(steps[name]) for name in ("sft", "rollout", "update")),
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

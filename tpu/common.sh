@@ -1,34 +1,40 @@
-# shellcheck shell=bash disable=SC2034 # those who source this file use the variables
-# Flags of the scripts in tpu/ (a script reads those that it needs):
-#   --name=NAME        the queued resource; its slices are called NAME, or NAME-0, NAME-1, ... where there are several
-#   --zone=ZONE        [--project=PROJECT], gcloud's own project when left out
+# shellcheck shell=bash disable=SC2034 # the scripts that source this file use the variables
+# Flags of the scripts in tpu/ (each script uses those that it needs):
+#   --name=NAME        the queued resource; its slices are NAME, or NAME-0, NAME-1, ... if several
+#   --zone=ZONE        zone of the TPUs
+#   --project=PROJECT  project (gcloud's default project)
 #   --slices=N         slices of the queued resource (1)
 #   --topology=T       chips of a slice, as JAX names them: v5e:4x4, v6e:8x8, v5p:2x2x4, v4:2x2x2
-#   --spot             or --reserved; on demand without either
-#   --runtime=VERSION  image of the machines; the one that goes with the topology when left out
-#   --create_flag=FLAG one more flag for `queued-resources create`, such as --network=NET; may be given again
-#   --ref=REF          commit that the machines get (HEAD); changes that aren't committed don't travel
-#   --workdir=gs://DIR --to=DIR --checkpoints   what to fetch and where to; checkpoints stay behind without the last
-#   --slice=I --worker=I   whose log to watch (0 and 0)
-#   --stop             end the command that runs: SIGTERM, then wait
+#   --spot, --reserved kind of capacity (on demand)
+#   --runtime=VERSION  image of the machines (the one for the topology)
+#   --create_flag=FLAG another flag for `queued-resources create`, such as --network=NET; repeatable
+#   --ref=REF          commit to install (HEAD); uncommitted changes are not copied
+#   --workdir=gs://DIR run to fetch
+#   --to=DIR           where to copy the run
+#   --checkpoints      copy its checkpoints too
+#   --slice=I          slice whose log to watch (0)
+#   --worker=I         worker whose log to watch (0)
+#   --stop             stop the running command: SIGTERM, then wait
 #   --image=IMAGE      container image of a GKE job
-#   --max_failures=N   failures that are no preemptions before a supervised run is given up (3)
-#   --poll=SECONDS     between two looks at a queued resource (30)
-#   --dry_run          print every command and run none
-#   -- COMMAND...      what to run on every worker
+#   --max_failures=N   failures other than preemptions before giving up (3)
+#   --poll=SECONDS     time between two checks of a queued resource (30)
+#   --dry_run          print the commands and run none
+#   -- COMMAND...      command to run on every worker
 set -euo pipefail
 
-fail() { # bad input: one line
+fail() { # MESSAGE: bad input; one line and exit code 2
   echo "tpu/${0##*/}: error: $*" >&2
   exit 2
 }
-say() { echo "$(date -u +%FT%TZ) tpu/${0##*/}: $*" >&2; }
+log() { echo "$(date -u +%FT%TZ) tpu/${0##*/}: $*" >&2; }
 
-((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) || fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
+((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] >= 404)) ||
+  fail "this is bash $BASH_VERSION; install bash 4.4 or newer"
 tpu="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-name='' zone='' project='' slices=1 topology='' spot='' reserved='' runtime='' create_flags=() ref=HEAD
-workdir='' to='' checkpoints='' slice=0 worker=0 stop='' image='' max_failures=3 poll=30 dry_run='' command=()
-given=() # the flags as they were written
+name='' zone='' project='' slices=1 topology='' spot='' reserved='' runtime='' create_flags=()
+ref=HEAD workdir='' to='' checkpoints='' slice=0 worker=0 stop='' image='' max_failures=3 poll=30
+dry_run='' command=()
+flags=() # as given, to pass on to other scripts
 while (($#)); do
   case "$1" in
     --name=?*) name="${1#*=}" ;;
@@ -57,13 +63,13 @@ while (($#)); do
     --)
       command=("${@:2}")
       break ;;
-    *) fail "no flag '$1'; flags are written --name=value, --help lists them, a command stands behind --" ;;
+    *) fail "unknown flag '$1'; --help lists the flags, and a command goes after --" ;;
   esac
-  given+=("$1")
+  flags+=("$1")
   shift
 done
 
-need() { # NAMES...: refuses to go on without these flags
+require() { # NAMES...: fails if one of these flags is missing
   local flag
   for flag; do
     [ -n "${!flag}" ] || fail "--$flag is missing; --help lists the flags"
@@ -73,14 +79,14 @@ for flag in slices slice worker max_failures poll; do
   [[ "${!flag}" =~ ^(0|[1-9][0-9]{0,5})$ ]] || fail "--$flag=${!flag}: give a whole number"
 done
 ((slices && max_failures)) || fail "--slices and --max_failures: give at least 1"
-((slice < slices)) || fail "--slice=$slice: there are $slices, counted from 0"
-[ -z "$spot" ] || [ -z "$reserved" ] || fail "--spot and --reserved exclude each other"
+((slice < slices)) || fail "--slice=$slice: there are $slices slices; give a number from 0"
+[ -z "$spot" ] || [ -z "$reserved" ] || fail "--spot and --reserved: give only one of them"
 
-where=(--zone="$zone" ${project:+--project="$project"} --quiet)
+location=(--zone="$zone" ${project:+--project="$project"} --quiet)
 nodes=("$name")
 for ((i = 0; i < slices && slices > 1; i++)); do nodes[i]="$name-$i"; done
 
-quote() { # WORDS...: prints them as a shell reads them back
+quote() { # WORDS...: prints them quoted for a shell
   local word line=''
   for word; do
     [[ "$word" =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]] || word="${word@Q}"
@@ -89,18 +95,20 @@ quote() { # WORDS...: prints them as a shell reads them back
   echo "${line# }"
 }
 
-call() { # WORDS...: runs a command; prints it alone with --dry_run
+call() { # WORDS...: runs a command; only prints it with --dry_run
   if [ -n "$dry_run" ]; then quote "$@"; else "$@"; fi
 }
 
-# A slice at a time and not `queued-resources ssh --node=all`: that passes over a slice that it can't reach and reports success.
-everywhere() { # ssh|scp WORDS...: on every worker of every slice at once; returns 2 or 75 if one does, else the first failure
+# Slice by slice instead of `queued-resources ssh --node=all`, which skips a slice that it can't
+# reach and reports success.
+on_all_workers() { # ssh|scp WORDS...: on every worker of every slice in parallel
+  # Returns 2 or 75 if any slice does, else the first failure.
   local verb="$1" node job code worst=0 words jobs=()
   shift
   for node in "${nodes[@]}"; do
     words=("$node" --ssh-flag="-o ServerAliveInterval=30 -o ConnectTimeout=20" "$@")
     [ "$verb" = ssh ] || words=("$@" "$node:")
-    words=(gcloud compute tpus tpu-vm "$verb" "${words[@]}" --worker=all "${where[@]}")
+    words=(gcloud compute tpus tpu-vm "$verb" "${words[@]}" --worker=all "${location[@]}")
     if [ -n "$dry_run" ]; then
       quote "${words[@]}"
     else
@@ -116,14 +124,16 @@ everywhere() { # ssh|scp WORDS...: on every worker of every slice at once; retur
   return "$worst"
 }
 
-state() { # prints the queued resource's state; NONE if there is none
-  local answer i words=(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format="value(state.state)")
+state() { # prints the queued resource's state, NONE if it doesn't exist; tries five times
+  local answer i words=(gcloud compute tpus queued-resources describe "$name" "${location[@]}"
+    --format="value(state.state)")
   if [ -n "$dry_run" ]; then
     quote "${words[@]}"
     return
   fi
   for ((i = 0; i < 5; i++)); do
-    if answer="$("${words[@]}" 2>&1)" && grep -m1 -xE '[A-Z_]+' <<<"$answer"; then return; fi # gcloud may add notes
+    # gcloud may print notes around the state.
+    if answer="$("${words[@]}" 2>&1)" && grep -m1 -xE '[A-Z_]+' <<<"$answer"; then return; fi
     case "$answer" in *NOT_FOUND* | *"was not found"*)
       echo NONE
       return ;;
@@ -134,17 +144,26 @@ state() { # prints the queued resource's state; NONE if there is none
   return 1
 }
 
-hardware() { # what Google calls the chips of --topology
+hardware() { # sets Google's names for the chips of --topology
   local flat='1x1|2x2|2x4|4x4|4x8|8x8|8x16|16x16'
   local deep='2x2x1|2x2x2|2x2x4|2x4x4|4x4x4|4x4x8|4x8x8|8x8x8|8x8x16|8x16x16|16x16x16'
   [[ "$topology" =~ ^(v5e|v6e):($flat)$ || "$topology" =~ ^(v4|v5p):($deep)$ ]] ||
-    fail "--topology=$topology: give v5e or v6e with one of $flat, or v4 or v5p with one of $deep, such as v5e:4x4"
+    fail "--topology=$topology: give v5e or v6e with one of $flat," \
+      "or v4 or v5p with one of $deep, such as v5e:4x4"
   shape="${BASH_REMATCH[2]}"
   chips=$((${shape//x/*}))
-  case "${BASH_REMATCH[1]}" in # v4 and v5p are counted in cores, two a chip
-    v4) accelerator="v4-$((2 * chips))" image_of_chip=tpu-ubuntu2204-base gke_accelerator=tpu-v4-podslice ;;
-    v5e) accelerator="v5litepod-$chips" image_of_chip=v2-alpha-tpuv5-lite gke_accelerator=tpu-v5-lite-podslice ;;
-    v5p) accelerator="v5p-$((2 * chips))" image_of_chip=v2-alpha-tpuv5 gke_accelerator=tpu-v5p-slice ;;
-    v6e) accelerator="v6e-$chips" image_of_chip=v2-alpha-tpuv6e gke_accelerator=tpu-v6e-slice ;;
+  case "${BASH_REMATCH[1]}" in # Google counts v4 and v5p in cores, two per chip
+    v4)
+      accelerator="v4-$((2 * chips))" default_runtime="tpu-ubuntu2204-base"
+      gke_accelerator="tpu-v4-podslice" ;;
+    v5e)
+      accelerator="v5litepod-$chips" default_runtime="v2-alpha-tpuv5-lite"
+      gke_accelerator="tpu-v5-lite-podslice" ;;
+    v5p)
+      accelerator="v5p-$((2 * chips))" default_runtime="v2-alpha-tpuv5"
+      gke_accelerator="tpu-v5p-slice" ;;
+    v6e)
+      accelerator="v6e-$chips" default_runtime="v2-alpha-tpuv6e"
+      gke_accelerator="tpu-v6e-slice" ;;
   esac
 }

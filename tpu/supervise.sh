@@ -1,23 +1,27 @@
 #!/usr/bin/env bash
-# Creates slices, sets them up and runs a command on every worker until it is done, without a person: what is preempted is created
-# again, and the same command, which resumes from its workdir, started again. Run it where it can stay, in tmux on a small machine.
-#   tpu/supervise.sh --name=NAME --zone=ZONE --topology=v5e:4x4 --spot [--slices=N] -- aesthetic-jax train --config=...
-# Exit codes: 0 the command is done, 1 given up, 2 the input needs mending (the command's own exit code 2 counts as that).
+# Creates slices, sets them up and runs a command on every worker until it is done, unattended.
+# Recreates preempted slices and restarts the command, which resumes from its workdir. Run it where
+# it can stay, for example in tmux on a small machine.
+#   tpu/supervise.sh --name=NAME --zone=ZONE --topology=v5e:4x4 --spot [--slices=N] -- COMMAND...
+# Exit codes: 0 the command is done; 1 gave up; 2 the input needs mending (also where the command
+# exits with 2).
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-need name zone topology
+require name zone topology
 hardware
-((${#command[@]})) || fail "no command; write it behind --, such as -- aesthetic-jax train --config=..."
-running=''
+((${#command[@]})) || fail "the command is missing; append -- aesthetic-jax train --config=..."
+started='' # whether this attempt came as far as the command
 
 attempt() {
-  running=''
-  "$tpu/create.sh" "${given[@]}" && "$tpu/setup.sh" "${given[@]}" && running=1 &&
-    "$tpu/run.sh" "${given[@]}" -- "${command[@]}"
+  started=''
+  "$tpu/create.sh" "${flags[@]}" && "$tpu/setup.sh" "${flags[@]}" && started=1 &&
+    "$tpu/run.sh" "${flags[@]}" -- "${command[@]}"
 }
-node_state() { call gcloud compute tpus tpu-vm describe "$1" "${where[@]}" --format="value(state)"; }
-taken() { # whether the machines were taken away: the queued resource says so, or one of its slices
+node_state() {
+  call gcloud compute tpus tpu-vm describe "$1" "${location[@]}" --format="value(state)"
+}
+preempted() { # whether the queued resource or one of its slices says so
   local node
-  case "$now" in SUSPEND*) return 0 ;; ACTIVE) ;; *) return 1 ;; esac
+  case "$current" in SUSPEND*) return 0 ;; ACTIVE) ;; *) return 1 ;; esac
   for node in "${nodes[@]}"; do
     case "$(node_state "$node" || true)" in
       '' | READY) ;;
@@ -26,40 +30,44 @@ taken() { # whether the machines were taken away: the queued resource says so, o
   done
   return 1
 }
-give_up() { # EXIT_CODE WHY
-  say "gave up on $name: $2; if it is still there it costs money: tpu/delete.sh"
+give_up() { # EXIT_CODE REASON
+  log "gave up on $name: $2; if it still exists it costs money: tpu/delete.sh deletes it"
   exit "$1"
 }
 
 if [ -n "$dry_run" ]; then
   attempt
-  # What an exit code other than 0 adds, before all of it comes again.
+  # After an exit code other than 0 these follow, and then everything again.
   state
   for node in "${nodes[@]}"; do node_state "$node"; done
-  exec "$tpu/delete.sh" "${given[@]}"
+  exec "$tpu/delete.sh" "${flags[@]}"
 fi
-failures=0 counted=0 preemptions=0 # counted: 1 if the attempt before was a failure
+failures=0 preemptions=0
+counted=0 # 1 if the previous attempt counted as a failure
 while true; do
   code=0
   attempt || code=$?
   [ "$code" -ne 0 ] || exit 0
-  [ "$code" -ne 2 ] || give_up 2 "its input needs mending, the lines above say how"
-  sleep "$poll" # what took the machines away needs a moment to show
-  now="$(state)" || now=UNKNOWN
-  if taken; then
-    # Where the command didn't even start, they were gone before, and what was counted then was this preemption.
-    [ -n "$running" ] || failures=$((failures - counted))
+  [ "$code" -ne 2 ] || give_up 2 "the input needs mending, see the lines above"
+  sleep "$poll" # a preemption takes a moment to show
+  current="$(state)" || current=UNKNOWN
+  if preempted; then
+    # If the command didn't start, the slices were gone before: the failure just counted was this
+    # preemption.
+    [ -n "$started" ] || failures=$((failures - counted))
     counted=0 preemptions=$((preemptions + 1))
-    say "$name: preempted for the ${preemptions}. time; creating it again"
-    "$tpu/delete.sh" "${given[@]}" || true # while it is still being suspended this fails, and create.sh waits and does it
-  elif [ -n "$running" ] && [ "$now" = NONE ]; then
+    log "$name: preemption $preemptions; recreating it"
+    # Fails while the queued resource is being suspended; create.sh then waits and deletes it.
+    "$tpu/delete.sh" "${flags[@]}" || true
+  elif [ -n "$started" ] && [ "$current" = NONE ]; then
     give_up 1 "someone deleted it while the command ran"
   elif [ "$code" -eq 75 ]; then
     counted=0
-    say "$name: the command can go on from its checkpoint; starting it again"
+    log "$name: the command can resume from its checkpoint; restarting it"
   else
     counted=1 failures=$((failures + 1))
-    ((failures < max_failures)) || give_up 1 "$failures failures that were no preemptions, the last with exit code $code"
-    say "$name: failure $failures of $max_failures, exit code $code; trying again"
+    ((failures < max_failures)) ||
+      give_up 1 "$failures failures other than preemptions, the last with exit code $code"
+    log "$name: failure $failures of $max_failures, exit code $code; retrying"
   fi
 done

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What happens on a worker; setup.sh and run.sh call it there. It stands in ~/aesthetic_jax/COMMIT/tpu.
-#   worker.sh install               makes .venv beside it, and this commit the current one
-#   worker.sh run ATTEMPT COMMAND...  runs a command in the current commit, waits for its end, exits with its code
-#   worker.sh stop                  ends it: SIGTERM, then waits
+# Runs on a worker, from ~/aesthetic_jax/COMMIT/tpu; setup.sh and run.sh call it there.
+#   worker.sh install                 makes .venv for this commit and makes it the current commit
+#   worker.sh run ATTEMPT COMMAND...  runs a command in the current commit; exits with its exit code
+#   worker.sh stop                    sends SIGTERM to the command and waits for its end
 set -euo pipefail
 home="$HOME/aesthetic_jax" script="$(realpath "$0")"
 mkdir -p "$home/run"
@@ -12,15 +12,19 @@ install() {
   PATH="$HOME/.local/bin:$PATH"
   if [ ! -e .venv/installed ]; then
     rm -rf .venv
-    command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh # brings a Python where the machine's is too old
+    # uv brings a Python where the machine's is too old.
+    command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh
     uv venv --quiet --python=3.12 .venv
-    uv pip install --quiet --python=.venv/bin/python '.[tpu]'
+    uv pip install --quiet --python=.venv/bin/python --require-hashes \
+      --requirement=requirements.lock --requirement=tpu/requirements-tpu.lock
+    uv pip install --quiet --python=.venv/bin/python --no-deps .
     touch .venv/installed
   fi
   ln -sfn "$PWD" "$home/current"
 }
 
-# The lock on `busy` is the run: the command and its children inherit it, so that it is free when all of them have ended.
+# A run holds the lock on the file `busy`: the command and its children inherit it, so that it is
+# free once all of them have ended.
 run() { # ATTEMPT COMMAND...
   local attempt="$1" words code
   shift
@@ -36,7 +40,7 @@ run() { # ATTEMPT COMMAND...
     rm -f code
     echo "$attempt" >attempt
     echo "$words" >words
-    # A session of its own and no file of the connection's: it goes on when that breaks.
+    # In a session of its own, without the connection's files: it survives a broken connection.
     setsid --fork bash "$script" job "$@" </dev/null >log 2>&1
   fi
   exec 9>&-

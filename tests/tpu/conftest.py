@@ -1,4 +1,4 @@
-"""A cloud in a folder (fakes.py), a copy of tpu/ that works on it, and a slice that is there and set up."""
+"""Fixtures: a fake cloud in a folder (fakes.py) with a copy of tpu/, and a slice set up in it."""
 
 import json
 import os
@@ -15,18 +15,28 @@ SLICE = ["--name=pod", "--zone=z-1", "--project=mine"]
 
 
 class Cloud:
-    """A copy of tpu/ in a repository of its own, and the folder that plays the cloud."""
+    """A copy of tpu/ in a Git repository of its own, and the folder of the fake cloud."""
 
     def __init__(self, folder):
-        self.repository, self.folder, programs = folder / "repository", folder / "cloud", folder / "bin"
+        self.repository, self.folder, programs = (
+            folder / "repository",
+            folder / "cloud",
+            folder / "bin",
+        )
         shutil.copytree(ROOT / "tpu", self.repository / "tpu")
         self.folder.mkdir()
         programs.mkdir()
         for name in ("gcloud", "uv", "kubectl"):
             program = programs / name
-            program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{ROOT}/tests/tpu/fakes.py" {name} "$@"\n')
+            program.write_text(
+                f'#!/bin/sh\nexec "{sys.executable}" -S "{ROOT}/tests/tpu/fakes.py" {name} "$@"\n'
+            )
             program.chmod(0o755)
-        identity = {f"GIT_{who}_{what}": "x" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        identity = {
+            f"GIT_{who}_{what}": "x"
+            for who in ("AUTHOR", "COMMITTER")
+            for what in ("NAME", "EMAIL")
+        }
         self.environment = (
             os.environ
             | identity
@@ -44,11 +54,18 @@ class Cloud:
         ).stdout.strip()
 
     def plan(self, **plan):
-        (self.folder / "plan.json").write_text(json.dumps({key.replace("_", " "): plan[key] for key in plan}))
+        (self.folder / "plan.json").write_text(
+            json.dumps({key.replace("_", " "): plan[key] for key in plan})
+        )
 
     def start(self, script, *words):
         command = [f"{self.repository}/tpu/{script}.sh", *words]
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        pipes = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+        }
         return subprocess.Popen(command, env=self.environment, **pipes)
 
     def run(self, script, *words):
@@ -57,7 +74,7 @@ class Cloud:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def printed(self, script, *words):
-        """The commands that a dry run prints, each as its words; it must run none of them."""
+        """The commands that a dry run prints, as lists of words; checks that it runs none."""
         run = self.run(script, "--dry_run", *words)
         assert (run.returncode, run.stderr) == (0, "")
         assert self.calls() == []
@@ -68,16 +85,16 @@ class Cloud:
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def calls(self, *start):
-        """The calls of gcloud that start with these words."""
+        """Calls of gcloud or kubectl that start with these words."""
         return [words for words in self._lines("calls.jsonl") if words[: len(start)] == list(start)]
 
     def verbs(self):
-        """What was asked of the queued resource itself, in order, without the looks at its state."""
+        """Verbs called on the queued resource in order, without `describe`."""
         calls = self.calls("compute", "tpus", "queued-resources")
         return [words[3] for words in calls if words[3] != "describe"]
 
     def starts(self):
-        """Every start of a training process: machine, commit, directory, words."""
+        """Every start of a training process: machine, commit, directory, arguments."""
         return self._lines("starts.jsonl")
 
 
@@ -90,7 +107,7 @@ def cloud(tmp_path):
 
 @pytest.fixture
 def ready(cloud):
-    """A slice that is there and set up."""
+    """A fake cloud with an active slice that is set up."""
     for script in ("create", "setup"):
         assert cloud.run(script, *SLICE, "--topology=v5e:4x4").returncode == 0
     return cloud

@@ -1,8 +1,12 @@
-"""Stand-ins for the programs that the scripts of tpu/ call: a cloud in a folder, whose machines are folders too.
+"""Fakes of gcloud, kubectl, uv and aesthetic-jax that keep a cloud in the folder $FAKE_CLOUD.
 
-The file plays the program whose name is its first argument. $FAKE_CLOUD holds `calls.jsonl`, every call of gcloud; `queue.json`,
-the states that the queued resource will show, one a look; `plan.json`, what is to happen; `NODE/WORKER`, the home directories of
-the machines, in which commands really run; `starts.jsonl`, every start of a training process.
+The first argument is the program to fake. The folder holds:
+
+- `calls.jsonl`: every call of gcloud and kubectl;
+- `queue.json`: the states that the queued resource will show, one per query;
+- `plan.json`: what will happen: states, errors, ends of training processes;
+- `NODE/WORKER`: home directories of the machines, in which commands really run;
+- `starts.jsonl`: every start of a training process.
 """
 
 import json
@@ -22,7 +26,7 @@ def read(name):
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def write(name, content):  # at once, as others read meanwhile
+def write(name, content):  # atomically: other processes read it
     partial = cloud / f"{name}.{os.getpid()}"
     partial.write_text(json.dumps(content))
     partial.replace(cloud / name)
@@ -34,7 +38,7 @@ def append(name, content):
 
 
 def take(kind):
-    """The next of what is planned of a kind; None when nothing is left."""
+    """The next planned item of a kind; None when none is left."""
     plan = read("plan.json")
     planned = plan.get(kind, [])
     if planned:
@@ -44,16 +48,20 @@ def take(kind):
 
 def gcloud(words):
     append("calls.jsonl", words)
-    flags = dict(re.fullmatch(r"--([^=]*)=?(.*)", word, re.DOTALL).groups() for word in words if word.startswith("--"))
-    places = [word for word in words if not word.startswith("--")]
-    if places[:2] == ["storage", "rsync"]:
+    flags = dict(
+        re.fullmatch(r"--([^=]*)=?(.*)", word, re.DOTALL).groups()
+        for word in words
+        if word.startswith("--")
+    )
+    operands = [word for word in words if not word.startswith("--")]
+    if operands[:2] == ["storage", "rsync"]:
         return
-    if places[:2] == ["storage", "cp"]:
-        target = cloud / places[3].removeprefix("gs://")
+    if operands[:2] == ["storage", "cp"]:
+        target = cloud / operands[3].removeprefix("gs://")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(places[2], target)
+        shutil.copy(operands[2], target)
         return
-    group, verb, *operands = places[2:]
+    group, verb, *operands = operands[2:]
     error = take(f"{verb} errors")
     if error:
         sys.exit(f"ERROR: (gcloud.compute.tpus.{group}.{verb}) {error}")
@@ -62,14 +70,21 @@ def gcloud(words):
         if queue:
             sys.exit("ERROR: ALREADY_EXISTS")
         slices = int(flags.get("node-count", 1))
-        nodes = [f"{flags['node-prefix']}-{i}" for i in range(slices)] if slices > 1 else [flags["node-id"]]
+        nodes = (
+            [f"{flags['node-prefix']}-{i}" for i in range(slices)]
+            if slices > 1
+            else [flags["node-id"]]
+        )
         for node in nodes:
             for worker in range(2):
                 (cloud / node / str(worker)).mkdir(parents=True)
         write("queue.json", {"states": take("created") or ["ACTIVE"], "nodes": nodes})
         return
     if not queue:
-        sys.exit(f"ERROR: (gcloud.compute.tpus.{group}.{verb}) NOT_FOUND: Resource '{operands[0]}' was not found")
+        sys.exit(
+            f"ERROR: (gcloud.compute.tpus.{group}.{verb}) NOT_FOUND: "
+            f"Resource '{operands[0]}' was not found"
+        )
     states = queue["states"]
     if group == "queued-resources" and verb == "describe":
         if "failedData" in flags["format"]:
@@ -97,7 +112,9 @@ def gcloud(words):
                 shutil.copy(operands[0], home)
             return
         shells = [
-            subprocess.Popen(["bash", "-c", flags["command"]], cwd=home, env=os.environ | {"HOME": str(home)})
+            subprocess.Popen(
+                ["bash", "-c", flags["command"]], cwd=home, env=os.environ | {"HOME": str(home)}
+            )
             for home in homes
         ]
         codes = [shell.wait() for shell in shells]
@@ -110,19 +127,29 @@ def kubectl(words):
 
 
 def uv(words):
-    if words[0] == "pip":
+    if words[0] == "pip" and words[-1] == ".":
         program = pathlib.Path(".venv/bin/aesthetic-jax")
         program.parent.mkdir(parents=True)
-        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" aesthetic-jax "$@"\n')
+        program.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" aesthetic-jax "$@"\n'
+        )
         program.chmod(0o755)
 
 
 def aesthetic_jax(words):
-    """A training process: its n-th start on a machine comes to the n-th of the planned ends, the last of them ever after."""
+    """A training process. Its n-th start on a machine ends as the n-th planned end says.
+
+    After the last planned end, that one repeats.
+    """
     home = pathlib.Path(os.environ["HOME"])
-    place = f"{home.parent.name}/{home.name}"
-    append("starts.jsonl", [place, os.environ["AESTHETIC_JAX_COMMIT"], str(pathlib.Path.cwd()), words])
-    starts = [json.loads(line)[0] for line in (cloud / "starts.jsonl").read_text().splitlines()].count(place)
+    machine = f"{home.parent.name}/{home.name}"
+    append(
+        "starts.jsonl",
+        [machine, os.environ["AESTHETIC_JAX_COMMIT"], str(pathlib.Path.cwd()), words],
+    )
+    starts = [
+        json.loads(line)[0] for line in (cloud / "starts.jsonl").read_text().splitlines()
+    ].count(machine)
     ends = read("plan.json")["ends"]
     end = ends[min(starts, len(ends)) - 1]
     shown = {
@@ -140,7 +167,7 @@ def aesthetic_jax(words):
         end = 1
     if end == "waits":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-        signal.alarm(120)  # nobody came
+        signal.alarm(120)  # ends it if the test fails
         (home / "ready").touch()
         while True:
             signal.pause()
@@ -149,4 +176,6 @@ def aesthetic_jax(words):
 
 
 if __name__ == "__main__":
-    {"gcloud": gcloud, "kubectl": kubectl, "uv": uv, "aesthetic-jax": aesthetic_jax}[sys.argv[1]](sys.argv[2:])
+    {"gcloud": gcloud, "kubectl": kubectl, "uv": uv, "aesthetic-jax": aesthetic_jax}[sys.argv[1]](
+        sys.argv[2:]
+    )

@@ -1,4 +1,4 @@
-"""tpu/gke.sh and tpu/jobset.yaml: the manifest and what becomes of it."""
+"""tpu/gke.sh fills in tpu/jobset.yaml and applies it."""
 
 import re
 
@@ -22,7 +22,13 @@ ODD = 'it\'s "odd" $(date) $HOME ; é *'
 )
 def test_the_manifest_fits_the_topology(cloud, topology, accelerator, hosts, chips):
     slices = 2 if hosts > 1 else 1
-    flags = ["--name=pod", "--image=r/p/i:1", f"--topology={topology}", f"--slices={slices}", "--max_failures=4"]
+    flags = [
+        "--name=pod",
+        "--image=r/p/i:1",
+        f"--topology={topology}",
+        f"--slices={slices}",
+        "--max_failures=4",
+    ]
     words = ["aesthetic-jax", "train", ODD, "a\nb\\", "${name}", "$(NAME)"]
     run = cloud.run("gke", *flags, "--dry_run", "--", *words)
     first, *lines, last = run.stdout.splitlines()
@@ -33,9 +39,19 @@ def test_the_manifest_fits_the_topology(cloud, topology, accelerator, hosts, chi
     policy = manifest["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 3
     (pattern,) = policy["rules"][0]["onJobFailureMessagePatterns"]
-    said = "Container main for pod default/pod-slice-0-0-x failed with exit code {} matching FailJob rule at index 1"
-    assert [bool(re.search(pattern, said.format(code))) for code in (2, 75, 127)] == [True, False, False]
-    assert [rule["action"] for rule in policy["rules"]] == ["FailJobSet", "RestartJobSetAndIgnoreMaxRestarts"]
+    message = (
+        "Container main for pod default/pod-slice-0-0-x failed with exit code {} "
+        "matching FailJob rule at index 1"
+    )
+    assert [bool(re.search(pattern, message.format(code))) for code in (2, 75, 127)] == [
+        True,
+        False,
+        False,
+    ]
+    assert [rule["action"] for rule in policy["rules"]] == [
+        "FailJobSet",
+        "RestartJobSetAndIgnoreMaxRestarts",
+    ]
     (job,) = manifest["spec"]["replicatedJobs"]
     assert job["replicas"] == slices
     spec = job["template"]["spec"]
@@ -43,7 +59,10 @@ def test_the_manifest_fits_the_topology(cloud, topology, accelerator, hosts, chi
     assert spec["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] == [2, 75]
     pod = spec["template"]["spec"]
     shape = topology.split(":")[1]
-    labels = {"cloud.google.com/gke-tpu-accelerator": accelerator, "cloud.google.com/gke-tpu-topology": shape}
+    labels = {
+        "cloud.google.com/gke-tpu-accelerator": accelerator,
+        "cloud.google.com/gke-tpu-topology": shape,
+    }
     assert pod["nodeSelector"] == labels
     (container,) = pod["containers"]
     assert container["image"] == "r/p/i:1"

@@ -1,4 +1,4 @@
-"""The scripts of tpu/: what they print with --dry_run, and what they do to a cloud in a folder (fakes.py)."""
+"""The scripts of tpu/: commands printed with --dry_run, effects on a fake cloud (fakes.py)."""
 
 import json
 import os
@@ -19,21 +19,23 @@ ODD = 'it\'s "odd" $(date) $HOME ; é *'
 SLICE = ["--name=pod", "--zone=z-1", "--project=mine"]
 
 
-def refused(run, *said):
-    """The run ended with one line of error and exit code 2."""
+def refused(run, *expected):
+    """Checks that a run ended with one line of error and exit code 2."""
     assert run.returncode == 2, run.stderr
     assert run.stdout == ""
     assert run.stderr.count("\n") == 1
     assert ": error: " in run.stderr
-    for text in said:
+    for text in expected:
         assert text in run.stderr
 
 
-SHELLCHECK = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}")
+SHELLCHECK = shutil.which(
+    "shellcheck", path=f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+)
 
 
 @pytest.mark.skipif(SHELLCHECK is None, reason="shellcheck is not installed")
-def test_shellcheck_is_content():
+def test_shellcheck_passes():
     files = sorted(str(file) for file in (ROOT / "tpu").glob("*.sh"))
     run = subprocess.run([SHELLCHECK, *files], capture_output=True, text=True, check=False)
     assert run.stdout + run.stderr == ""
@@ -45,14 +47,30 @@ CREATE = "gcloud compute tpus queued-resources create pod".split()
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--topology=v5e:4x4"], "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=pod"),
-        (["--topology=v6e:8x8"], "--accelerator-type=v6e-64 --runtime-version=v2-alpha-tpuv6e --node-id=pod"),
-        (["--topology=v5p:2x2x4"], "--accelerator-type=v5p-32 --runtime-version=v2-alpha-tpuv5 --node-id=pod"),
-        (["--topology=v5p:8x8x8"], "--accelerator-type=v5p-1024 --runtime-version=v2-alpha-tpuv5 --node-id=pod"),
-        (["--topology=v4:2x2x2"], "--accelerator-type=v4-16 --runtime-version=tpu-ubuntu2204-base --node-id=pod"),
+        (
+            ["--topology=v5e:4x4"],
+            "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --node-id=pod",
+        ),
+        (
+            ["--topology=v6e:8x8"],
+            "--accelerator-type=v6e-64 --runtime-version=v2-alpha-tpuv6e --node-id=pod",
+        ),
+        (
+            ["--topology=v5p:2x2x4"],
+            "--accelerator-type=v5p-32 --runtime-version=v2-alpha-tpuv5 --node-id=pod",
+        ),
+        (
+            ["--topology=v5p:8x8x8"],
+            "--accelerator-type=v5p-1024 --runtime-version=v2-alpha-tpuv5 --node-id=pod",
+        ),
+        (
+            ["--topology=v4:2x2x2"],
+            "--accelerator-type=v4-16 --runtime-version=tpu-ubuntu2204-base --node-id=pod",
+        ),
         (
             ["--topology=v5e:16x16", "--slices=2", "--spot"],
-            "--accelerator-type=v5litepod-256 --runtime-version=v2-alpha-tpuv5-lite --node-count=2 --node-prefix=pod --spot",
+            "--accelerator-type=v5litepod-256 --runtime-version=v2-alpha-tpuv5-lite "
+            "--node-count=2 --node-prefix=pod --spot",
         ),
         (
             [
@@ -62,14 +80,15 @@ CREATE = "gcloud compute tpus queued-resources create pod".split()
                 "--create_flag=--network=a",
                 "--create_flag=--tags=b",
             ],
-            "--accelerator-type=v5litepod-8 --runtime-version=other --node-id=pod --reserved --network=a --tags=b",
+            "--accelerator-type=v5litepod-8 --runtime-version=other --node-id=pod "
+            "--reserved --network=a --tags=b",
         ),
     ],
 )
-def test_create_asks_for_what_the_flags_say(cloud, flags, expected):
-    create, look = cloud.printed("create", *SLICE, *flags)
+def test_create_requests_what_the_flags_say(cloud, flags, expected):
+    create, query = cloud.printed("create", *SLICE, *flags)
     assert create == [*CREATE, *expected.split(), "--zone=z-1", "--project=mine", "--quiet"]
-    assert look[:6] == "gcloud compute tpus queued-resources describe pod".split()
+    assert query[:6] == "gcloud compute tpus queued-resources describe pod".split()
 
 
 def test_every_worker_of_every_slice_is_reached(cloud):
@@ -105,7 +124,7 @@ def test_odd_names_survive_the_shell(cloud):
 
 
 @pytest.mark.parametrize(
-    ("script", "flags", "said"),
+    ("script", "flags", "expected"),
     [
         ("create", ["--zone=z", "--topology=v5e:4x4"], "--name"),
         ("create", ["--name=pod", "--topology=v5e:4x4"], "--zone"),
@@ -127,18 +146,30 @@ def test_odd_names_survive_the_shell(cloud):
         ("delete", ["--name=pod"], "--zone"),
         ("supervise", [*SLICE, "--topology=v5e:4x4"], "command"),
         ("supervise", [*SLICE, "--topology=v9:4x4", "--", "train"], "v9:4x4"),
-        ("supervise", [*SLICE, "--topology=v5e:4x4", "--max_failures=0", "--", "train"], "--max_failures"),
+        (
+            "supervise",
+            [*SLICE, "--topology=v5e:4x4", "--max_failures=0", "--", "train"],
+            "--max_failures",
+        ),
         ("gke", ["--name=pod", "--topology=v5e:4x4", "--", "train"], "--image"),
-        ("gke", ["--name=My pod", "--image=i", "--topology=v5e:4x4", "--", "train"], "--name=My pod"),
-        ("gke", ["--name=pod", "--image=i", "--topology=v5e:2x4", "--slices=2", "--", "train"], "--slices=2"),
+        (
+            "gke",
+            ["--name=My pod", "--image=i", "--topology=v5e:4x4", "--", "train"],
+            "--name=My pod",
+        ),
+        (
+            "gke",
+            ["--name=pod", "--image=i", "--topology=v5e:2x4", "--slices=2", "--", "train"],
+            "--slices=2",
+        ),
     ],
 )
-def test_bad_input_is_one_line(cloud, script, flags, said):
-    refused(cloud.run(script, *flags), said)
+def test_bad_input_is_one_line(cloud, script, flags, expected):
+    refused(cloud.run(script, *flags), expected)
     assert cloud.calls() == []
 
 
-def test_help_says_what_a_script_does_and_its_flags(cloud):
+def test_help_shows_usage_and_flags(cloud):
     for script in SCRIPTS:
         run = cloud.run(script, "--help")
         assert run.returncode == 0
@@ -146,7 +177,7 @@ def test_help_says_what_a_script_does_and_its_flags(cloud):
         assert "--max_failures=N" in run.stdout
 
 
-def test_create_waits_until_the_slices_are_there(cloud):
+def test_create_waits_until_the_slices_are_active(cloud):
     cloud.plan(created=[["WAITING_FOR_RESOURCES", "PROVISIONING", "PROVISIONING", "ACTIVE"]])
     run = cloud.run("create", *SLICE, "--topology=v5e:4x4", "--poll=0")
     assert (run.returncode, run.stdout) == (0, "")
@@ -156,7 +187,7 @@ def test_create_waits_until_the_slices_are_there(cloud):
     assert cloud.verbs() == ["create"]
 
 
-def test_create_replaces_what_is_suspended_or_failed(cloud):
+def test_create_replaces_a_suspended_or_failed_queued_resource(cloud):
     for state in ("SUSPENDED", "FAILED"):
         (cloud.folder / "queue.json").write_text(json.dumps({"states": [state], "nodes": []}))
         assert cloud.run("create", *SLICE, "--topology=v5e:4x4", "--poll=0").returncode == 0
@@ -165,7 +196,7 @@ def test_create_replaces_what_is_suspended_or_failed(cloud):
         shutil.rmtree(cloud.folder / "pod")
 
 
-def test_create_says_why_a_request_failed(cloud):
+def test_create_prints_why_a_request_failed(cloud):
     cloud.plan(created=[["CREATING", "FAILED"]])
     run = cloud.run("create", *SLICE, "--topology=v5e:4x4", "--poll=0")
     assert run.returncode == 1
@@ -177,7 +208,7 @@ def test_create_says_why_a_request_failed(cloud):
     assert "no such type" in run.stderr
 
 
-def test_a_look_that_fails_is_repeated_five_times(cloud):
+def test_a_failing_query_is_tried_five_times(cloud):
     cloud.plan(describe_errors=["UNAVAILABLE"] * 4)
     assert cloud.run("create", *SLICE, "--topology=v5e:4x4", "--poll=0").returncode == 0
     cloud.plan(describe_errors=["PERMISSION_DENIED: no"] * 5)
@@ -188,78 +219,93 @@ def test_a_look_that_fails_is_repeated_five_times(cloud):
 
 
 def test_setup_installs_a_commit_once_on_every_worker(ready):
-    installed = [ready.folder / "pod" / worker / "aesthetic_jax" / ready.commit / ".venv/installed" for worker in "01"]
+    installed = [
+        ready.folder / "pod" / worker / "aesthetic_jax" / ready.commit / ".venv/installed"
+        for worker in "01"
+    ]
     before = [file.stat().st_mtime_ns for file in installed]
     assert ready.run("setup", *SLICE).returncode == 0
     assert [file.stat().st_mtime_ns for file in installed] == before
     assert not list(ready.folder.parent.glob("tmp.*"))
 
 
-def test_a_command_reaches_every_worker_as_it_was_given(ready):
+def test_a_command_reaches_every_worker_unchanged(ready):
     words = ["train", f"--workdir=gs://b/{ODD}", "--config.a=(1, 2)", "", "a\nb", "\\"]
     assert ready.run("run", *SLICE, "--", "aesthetic-jax", *words).returncode == 0
-    trees = {f"pod/{worker}": str(ready.folder / f"pod/{worker}/aesthetic_jax/{ready.commit}") for worker in "01"}
-    expected = [[place, ready.commit, tree, words] for place, tree in trees.items()]
+    trees = {
+        f"pod/{worker}": str(ready.folder / f"pod/{worker}/aesthetic_jax/{ready.commit}")
+        for worker in "01"
+    }
+    expected = [[machine, ready.commit, tree, words] for machine, tree in trees.items()]
     assert sorted(ready.starts()) == sorted(expected)
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 75])
-def test_the_exit_code_comes_back(ready, code):
+def test_run_exits_with_the_code_of_the_command(ready, code):
     ready.plan(ends=[code])
     run = ready.run("run", *SLICE, "--", "aesthetic-jax", "train")
     assert run.returncode == code
-    assert (f"ends with {code}" in run.stderr) == (code != 0)  # the end of the log stands by an error
+    # After an error the end of the log is shown.
+    assert (f"ends with {code}" in run.stderr) == (code != 0)
 
 
-def test_the_telling_exit_code_of_several_slices_wins(cloud):
+def test_exit_codes_2_and_75_of_several_slices_win(cloud):
     for script in ("create", "setup"):
         assert cloud.run(script, *SLICE, "--topology=v5e:4x4", "--slices=3").returncode == 0
     for codes, expected in (("1 75 1", 75), ("75 2 1", 2), ("0 0 3", 3), ("0 0 0", 0)):
-        answer = f'set -- {codes}; node="$(basename "$(dirname "$HOME")")"; shift "${{node#pod-}}"; exit "$1"'
-        assert cloud.run("run", *SLICE, "--slices=3", "--", "bash", "-c", answer).returncode == expected
+        node = '"$(basename "$(dirname "$HOME")")"'
+        answer = f'set -- {codes}; node={node}; shift "${{node#pod-}}"; exit "$1"'
+        assert (
+            cloud.run("run", *SLICE, "--slices=3", "--", "bash", "-c", answer).returncode
+            == expected
+        )
 
 
 def worker(cloud, number, *words):
-    """worker.sh on one machine, as gcloud starts it there."""
+    """Starts worker.sh on one machine, as gcloud does."""
     home = cloud.folder / "pod" / str(number)
     command = ["bash", "aesthetic_jax/current/tpu/worker.sh", *words]
     environment = cloud.environment | {"HOME": str(home)}
     return subprocess.Popen(
-        command, cwd=home, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=home,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
 def wait_for(file):
     deadline = time.monotonic() + 20
     while not file.exists():
-        assert time.monotonic() < deadline, f"{file} never came"
+        assert time.monotonic() < deadline, f"{file} was never written"
         time.sleep(0.02)
 
 
-def test_a_broken_connection_neither_ends_nor_repeats_a_run(ready):
+def test_a_broken_connection_neither_stops_nor_repeats_a_run(ready):
     ready.plan(ends=["waits"])
     mark = ready.folder / "pod/0/ready"
     first = worker(ready, 0, "run", "attempt-1", "aesthetic-jax", "train")
     wait_for(mark)
-    os.killpg(first.pid, signal.SIGKILL)  # all that belongs to the connection
+    os.killpg(first.pid, signal.SIGKILL)  # all processes of the connection
     first.wait()
-    again = worker(ready, 0, "run", "attempt-1", "aesthetic-jax", "train")  # as gcloud does of its own
+    again = worker(ready, 0, "run", "attempt-1", "aesthetic-jax", "train")  # as gcloud retries
     other = worker(ready, 0, "run", "attempt-2", "aesthetic-jax", "evaluate")
     assert other.wait(20) == 2
     assert "busy with: aesthetic-jax train" in other.stderr.read()
     assert again.poll() is None
     assert worker(ready, 0, "stop").wait(20) == 0
     assert again.wait(20) == 75
-    assert (
-        worker(ready, 0, "run", "attempt-1", "aesthetic-jax", "train").wait(20) == 75
-    )  # its connection broke at the end
+    # The connection may also break after the end.
+    assert worker(ready, 0, "run", "attempt-1", "aesthetic-jax", "train").wait(20) == 75
     assert len(ready.starts()) == 1
     ready.plan(ends=[0])
     assert worker(ready, 0, "run", "attempt-3", "aesthetic-jax", "train").wait(20) == 0
     assert len(ready.starts()) == 2
 
 
-def test_stop_ends_a_run_on_every_worker(ready):
+def test_stop_stops_a_run_on_every_worker(ready):
     ready.plan(ends=["waits"])
     process = ready.start("run", *SLICE, "--", "aesthetic-jax", "train")
     for number in "01":
@@ -267,18 +313,20 @@ def test_stop_ends_a_run_on_every_worker(ready):
     assert ready.run("run", *SLICE, "--stop").returncode == 0
     process.communicate(timeout=20)
     assert process.returncode == 75
-    assert ready.run("run", *SLICE, "--stop").returncode == 0  # nothing runs
+    assert ready.run("run", *SLICE, "--stop").returncode == 0  # nothing to stop
 
 
 def test_watch_and_fetch_and_delete(ready):
-    look, follow = (shlex.split(line) for line in ready.run("watch", *SLICE, "--dry_run").stdout.splitlines())
-    assert look[:6] == "gcloud compute tpus queued-resources describe pod".split()
+    query, follow = (
+        shlex.split(line) for line in ready.run("watch", *SLICE, "--dry_run").stdout.splitlines()
+    )
+    assert query[:6] == "gcloud compute tpus queued-resources describe pod".split()
     assert follow[:8] == "gcloud compute tpus tpu-vm ssh pod --worker=0 --zone=z-1".split()
     assert ready.run("run", *SLICE, "--", "echo", "hello").returncode == 0
     run = ready.run("fetch", *SLICE, "--workdir=gs://bucket/run/", f"--to={ready.folder}/results")
     assert run.returncode == 0, run.stderr
     logs = list((ready.folder / "bucket/run/logs").iterdir())
-    assert [log.read_text() for log in logs] == ["hello\n"]  # both play on one host here
+    assert [log.read_text() for log in logs] == ["hello\n"]  # both fake machines have one host name
     expected = [
         "storage",
         "rsync",
@@ -290,10 +338,10 @@ def test_watch_and_fetch_and_delete(ready):
     assert ready.calls("storage", "rsync") == [expected]
     assert ready.run("delete", *SLICE).returncode == 0
     assert "--force" in ready.calls("compute", "tpus", "queued-resources", "delete")[0]
-    assert ready.run("delete", *SLICE).returncode == 1  # nothing left
+    assert ready.run("delete", *SLICE).returncode == 1  # already deleted
 
 
-def test_the_commands_of_the_readme_are_right(cloud):
+def test_the_commands_of_the_readme_run(cloud):
     text = (ROOT / "tpu/README.md").read_text()
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL)).replace("\\\n", " ")
     lines = [line for line in blocks.splitlines() if line.startswith(("slice=", "train=", "tpu/"))]
@@ -302,6 +350,8 @@ def test_the_commands_of_the_readme_are_right(cloud):
     script = "\n".join(re.sub(r"^(tpu/\w+\.sh)", r"\1 --dry_run", line) for line in lines)
     command = ["bash", "-euo", "pipefail", "-c", script]
     environment = cloud.environment | {"image": "registry/image:1"}
-    run = subprocess.run(command, cwd=cloud.repository, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, cwd=cloud.repository, env=environment, capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stderr) == (0, "")
     assert cloud.calls() == []

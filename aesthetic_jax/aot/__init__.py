@@ -1,0 +1,1 @@
+"""Ahead-of-time compiling for TPUs without hardware: programs, collectives, memory, roofline."""
