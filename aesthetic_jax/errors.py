@@ -1,5 +1,5 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that the user can fix."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the file, line or field, and the mend; commands exit with code 2."""
+    """Bad input: one line that names the file, line or field, and the fix. Exit code 2."""

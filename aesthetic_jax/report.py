@@ -1,10 +1,15 @@
-"""Lays methods side by side: summary.json, a table, and the learning curves as curves.png.
+"""Compares methods: a table of their scores (table.txt), learning curves and summary.json.
 
-aesthetic-jax report --results=DIR --methods=sft,grpo: reads DIR/METHOD/metrics.json (of `evaluate`) and
-DIR/runs/METHOD/metrics.jsonl (of `train`), and writes into DIR.
+Example:
+  aesthetic-jax report --results=results --methods=sft,grpo
+
+Reads METHOD/metrics.json, which `evaluate` writes, and runs/METHOD/metrics.jsonl, which `train`
+writes, in the folder --results. Writes into the same folder.
 """
 
 import json
+import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -12,32 +17,38 @@ from aesthetic_jax.command_line import require
 from aesthetic_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
-flags.DEFINE_string("results", None, "folder with METHOD/metrics.json and runs/METHOD", flag_values=FLAGS)
-flags.DEFINE_list("methods", None, "methods, in the order of the table", flag_values=FLAGS)
-
-
-def _read_json(path):
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: is missing; run aesthetic-jax evaluate --out={path.parent} first") from None
-    except ValueError as error:
-        raise UserError(f"{path}: is no JSON ({error}); run aesthetic-jax evaluate again") from None
+flags.DEFINE_string(
+    "results",
+    None,
+    "folder that holds METHOD/metrics.json and runs/METHOD, and gets the report",
+    flag_values=FLAGS,
+)
+flags.DEFINE_list(
+    "methods", None, "methods, separated by commas, in the order of the table", flag_values=FLAGS
+)
 
 
 def main(arguments: flags.FlagValues) -> None:
-    """Runs the command."""
-    results, methods = require(arguments, "results"), require(arguments, "methods")
+    """Writes and prints the comparison."""
+    folder, methods = pathlib.Path(require(arguments, "results")), require(arguments, "methods")
 
-    import pathlib
-
-    from aesthetic_jax.rl.scores import format_table
+    from aesthetic_jax.rl.metrics import format_table
     from aesthetic_jax.training.curves import draw_curves, read_log
 
-    folder = pathlib.Path(results)
-    metrics = {method: _read_json(folder / method / "metrics.json") for method in methods}
-    draw_curves({name: [read_log(folder / "runs" / name)] for name in methods}, folder / "curves.png")
+    metrics = {method: _read_metrics(folder / method / "metrics.json") for method in methods}
+    logs = {method: [read_log(folder / "runs" / method)] for method in methods}
+    draw_curves(logs, folder / "curves.png")
     table = format_table(metrics)
     (folder / "table.txt").write_text(table + "\n")
     (folder / "summary.json").write_text(json.dumps({"methods": metrics}, indent=2) + "\n")
     print(table)
+
+
+def _read_metrics(file: pathlib.Path) -> dict[str, Any]:
+    command = f"aesthetic-jax evaluate --out={file.parent}"
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{file}: is missing; run {command} first") from None
+    except ValueError as error:
+        raise UserError(f"{file}: is not JSON ({error}); run {command} again") from None

@@ -1,97 +1,169 @@
-"""Runs the experiments of a sweep on several seeds, one after the other, and lays them side by side; skips what is done.
+r"""Runs the experiments of a sweep on several seeds and compares them; finished ones are skipped.
 
-aesthetic-jax sweep --sweep=configs/sweeps/X.py --data_dir=DIR --init_from=DIR --out=DIR [--seeds=0,1,2]
+Example:
+  aesthetic-jax sweep --sweep=configs/sweeps/quickstart.py --data_dir=shop/data{seed} \
+    --init_from=runs/sft{seed} --seeds=0,1,2 --out=results/sweep
 
-`{seed}` in --data_dir and --init_from stands for the seed. What an experiment answers lies in OUT/seedN/EXPERIMENT, its run in
-OUT/seedN/runs/EXPERIMENT; `start` is the model of --init_from itself, whose rollouts on the split, OUT/seedN/start/mined, tell
-which quarter of it is hard.
+A sweep file names a config and, for each experiment, the fields that it changes. `{seed}` in
+--data_dir and --init_from stands for the seed. Each experiment is trained and then evaluated:
+
+OUT/seedN/runs/EXPERIMENT    run directory
+OUT/seedN/EXPERIMENT         its metrics.json and predictions.jsonl on the split
+OUT/seedN/start              the same for the model of --init_from itself
+OUT/seedN/start/mined        completions of that model, which define the split's hard quarter
+OUT/table.txt, curves.png, summary.json    the comparison over all seeds
 """
 
 import json
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from aesthetic_jax.command_line import require
+from aesthetic_jax.config_file import define_config_file
 from aesthetic_jax.errors import UserError
 
 FLAGS = flags.FlagValues()
-config_flags.DEFINE_config_file("sweep", None, "sweep file, such as configs/sweeps/quickstart.py", flag_values=FLAGS)
-flags.DEFINE_string("data_dir", None, "data set that `build` made", flag_values=FLAGS)
-flags.DEFINE_string("init_from", None, "model that every experiment begins with", flag_values=FLAGS)
+define_config_file("sweep", "configs/sweeps/quickstart.py", FLAGS)
+flags.DEFINE_string("data_dir", None, "data set that `build` has made", flag_values=FLAGS)
+flags.DEFINE_string("init_from", None, "model that every experiment starts from", flag_values=FLAGS)
 flags.DEFINE_string("out", None, "results folder", flag_values=FLAGS)
-flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds of the experiments", flag_values=FLAGS)
-flags.DEFINE_list("experiments", [], "of the sweep; empty: all", flag_values=FLAGS)
-flags.DEFINE_string("split", "test", "what is answered", flag_values=FLAGS)
+flags.DEFINE_list("seeds", ["0", "1", "2"], "seeds, separated by commas", flag_values=FLAGS)
+flags.DEFINE_list("experiments", [], "which experiments to run; empty: all", flag_values=FLAGS)
+flags.DEFINE_string(
+    "split", "test", "split that the experiments are evaluated on", flag_values=FLAGS
+)
 
 
 def main(arguments: flags.FlagValues) -> None:
-    """Runs the command."""
-    sweep, data_dir, init_from, out = (require(arguments, x) for x in ("sweep", "data_dir", "init_from", "out"))
-    for field in ("config", "experiments"):
-        if field not in sweep:
-            raise UserError(f"--sweep: has no field '{field}'; see configs/sweeps/quickstart.py")
-    experiments = dict(sweep.experiments)
-    names = arguments.experiments or list(experiments)
-    if unknown := [name for name in names if name not in experiments]:
-        raise UserError(f"--experiments: no '{unknown[0]}'; the sweep has {', '.join(experiments)}")
-    if taken := {"start", "runs"} & experiments.keys():
-        raise UserError(
-            f"--sweep: '{min(taken)}' is no name for an experiment: the results folder uses it; choose another"
-        )
-    if bad := [seed for seed in arguments.seeds if not seed.isdecimal()]:
-        raise UserError(f"--seeds: '{bad[0]}' is no seed; give numbers, such as 0,1,2")
+    """Runs what isn't finished, then writes and prints the comparison."""
+    sweep, data_dir, init_from, out, seeds = (
+        require(arguments, name) for name in ("sweep", "data_dir", "init_from", "out", "seeds")
+    )
+    experiments = _chosen_experiments(sweep, arguments.experiments)
+    if bad := [seed for seed in seeds if not seed.isdecimal()]:
+        raise UserError(f"--seeds: '{bad[0]}' is not a seed; give numbers, such as 0,1,2")
 
-    from aesthetic_jax.rl.scores import format_seeds
-    from aesthetic_jax.training.curves import draw_curves, read_log
-
-    folders = [pathlib.Path(out) / f"seed{seed}" for seed in arguments.seeds]
-    for seed, folder in zip(arguments.seeds, folders, strict=True):
-        data, start = (text.replace("{seed}", seed) for text in (data_dir, init_from))
-        common = (f"--config={sweep.config}", f"--config.data.data_dir={data}", f"--config.seed={seed}")
-        split = f"--split={arguments.split}"
-        _unless(folder / "start" / "metrics.json", "evaluate", *common, f"--checkpoint={start}", split)
-        _unless(folder / "start" / "mined" / "table.npz", "mine", *common, f"--checkpoint={start}", split)
-        for name in names:
-            metrics, run = folder / name / "metrics.json", folder / "runs" / name
-            if not metrics.exists():
-                fields = [f"--config.{field}" for field in experiments[name]]
-                _command("train", *common, *fields, f"--config.init_from={start}", f"--workdir={run}")
-            _unless(metrics, "evaluate", *common, f"--checkpoint={run}", split)
-    rows = ["start", *names]
-    metrics = {name: [json.loads((x / name / "metrics.json").read_text()) for x in folders] for name in rows}
-    hard = {name: [_exact_on_hard_quarter(x / "start" / "mined", x / name) for x in folders] for name in rows}
-    logs = {name: [read_log(x / "runs" / name) for x in folders] for name in names}
-    draw_curves(logs, pathlib.Path(out) / "curves.png")
-    table = format_seeds(metrics, hard)
-    (pathlib.Path(out) / "table.txt").write_text(table + "\n")
-    summary = {"seeds": arguments.seeds, "experiments": metrics, "exact_on_hard_quarter": hard}
-    (pathlib.Path(out) / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    print(table)
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        data, start = (path.replace("{seed}", seed) for path in (data_dir, init_from))
+        common = [
+            f"--config={sweep.config}",
+            f"--config.data.data_dir={data}",
+            f"--config.seed={seed}",
+        ]
+        _run_seed(out / f"seed{seed}", common, start, experiments, f"--split={arguments.split}")
+    _compare(out, seeds, ["start", *experiments])
     print(out)
 
 
-def _unless(file: pathlib.Path, *words: str) -> None:
-    """Runs a command that writes `file` as its last, unless it is there."""
-    if not file.exists():
-        _command(*words, f"--out={file.parent}")
+def _chosen_experiments(sweep: ConfigDict, names: list[str]) -> dict[str, tuple[str, ...]]:
+    """The fields changed by each experiment in `names`, or by all experiments."""
+    for field in ("config", "experiments"):
+        if field not in sweep:
+            raise UserError(f"--sweep: has no field '{field}'; see configs/sweeps/quickstart.py")
+    pairs: Any = sweep["experiments"]
+    try:
+        experiments: dict[str, tuple[str, ...]] = dict(pairs)
+    except (TypeError, ValueError):
+        raise UserError(
+            "--sweep: experiments must be pairs (name, fields); see configs/sweeps/quickstart.py"
+        ) from None
+    if unknown := [name for name in names if name not in experiments]:
+        raise UserError(f"--experiments: no '{unknown[0]}'; the sweep has {', '.join(experiments)}")
+    if reserved := {"start", "runs"} & experiments.keys():
+        raise UserError(
+            f"--sweep: no experiment may be called '{min(reserved)}', a name in the results"
+            " folder; choose another"
+        )
+    return {name: experiments[name] for name in names or experiments}
 
 
-def _command(*words: str) -> None:
+def _run_seed(
+    folder: pathlib.Path,
+    common: list[str],
+    start: str,
+    experiments: dict[str, tuple[str, ...]],
+    split: str,
+) -> None:
+    """Evaluates the model at `start`, then trains and evaluates every experiment.
+
+    Args:
+        folder: folder for the results of this seed.
+        common: flags that all commands get.
+        start: the model that the experiments start from.
+        split: flag that names the split.
+    """
+
+    def run_unless_done(command: str, last_file: pathlib.Path, checkpoint: object) -> None:
+        if not last_file.exists():
+            flags = [f"--checkpoint={checkpoint}", split, f"--out={last_file.parent}"]
+            _run_command(command, *common, *flags)
+
+    run_unless_done("evaluate", folder / "start" / "metrics.json", start)
+    run_unless_done("mine", folder / "start" / "mined" / "table.npz", start)
+    for name, fields in experiments.items():
+        metrics, run = folder / name / "metrics.json", folder / "runs" / name
+        if not metrics.exists():
+            changes = [f"--config.{field}" for field in fields]
+            init = f"--config.init_from={start}"
+            _run_command("train", *common, *changes, init, f"--workdir={run}")
+        run_unless_done("evaluate", metrics, run)
+
+
+def _run_command(*words: str) -> None:
+    """Runs an aesthetic-jax command in a process of its own; exits with its code if it fails."""
     print(f"aesthetic-jax {' '.join(words)}", file=sys.stderr, flush=True)
-    code = subprocess.run(
-        [sys.executable, "-m", "aesthetic_jax", *words], stdout=subprocess.DEVNULL, check=False
-    ).returncode
-    if code:  # the command has said why
+    command = [sys.executable, "-m", "aesthetic_jax", *words]
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    if code:  # the command has printed the reason
         sys.exit(code)
 
 
-def _exact_on_hard_quarter(mined: pathlib.Path, answers: pathlib.Path) -> float:
-    """Share of exact answers among the quarter of the questions that the first model's rollouts solved least often."""
-    rates = {(row := json.loads(line))["id"]: row["exact"] for line in (mined / "completions.jsonl").open()}
+def _compare(out: pathlib.Path, seeds: list[str], names: list[str]) -> None:
+    """Writes table.txt, curves.png and summary.json, and prints the table.
+
+    Args:
+        names: the rows of the table: `start`, then the experiments.
+    """
+    from aesthetic_jax.rl.metrics import format_seeds
+    from aesthetic_jax.training.curves import draw_curves, read_log
+
+    folders = [out / f"seed{seed}" for seed in seeds]
+    metrics = {
+        name: [json.loads((folder / name / "metrics.json").read_text()) for folder in folders]
+        for name in names
+    }
+    hard = {
+        name: [_exact_on_hard_quarter(x / "start" / "mined", x / name) for x in folders]
+        for name in names
+    }
+    logs = {name: [read_log(x / "runs" / name) for x in folders] for name in names[1:]}
+    draw_curves(logs, out / "curves.png")
+    table = format_seeds(metrics, hard)
+    (out / "table.txt").write_text(table + "\n")
+    summary = {"seeds": seeds, "experiments": metrics, "exact_on_hard_quarter": hard}
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(table)
+
+
+def _exact_on_hard_quarter(mined: pathlib.Path, results: pathlib.Path) -> float:
+    """Share of exact answers on the quarter of the samples that the first model solved least often.
+
+    Args:
+        mined: folder with completions.jsonl of the first model.
+        results: folder with predictions.jsonl of the experiment.
+    """
+    rates = {row["id"]: row["exact"] for row in _read_lines(mined / "completions.jsonl")}
     hardest = sorted(rates, key=lambda name: (rates[name], name))[: max(1, len(rates) // 4)]
-    rows = {(row := json.loads(line))["id"]: row for line in (answers / "predictions.jsonl").open()}
+    rows = {row["id"]: row for row in _read_lines(results / "predictions.jsonl")}
     return sum(rows[name]["predicted"] == rows[name]["answer"] for name in hardest) / len(hardest)
+
+
+def _read_lines(file: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]

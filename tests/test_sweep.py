@@ -1,4 +1,4 @@
-"""`aesthetic-jax sweep` as a person runs it: two experiments, started again, and what it refuses."""
+"""`aesthetic-jax sweep` as a whole command: two experiments, a second start, bad input."""
 
 import json
 import pathlib
@@ -9,79 +9,103 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SWEEP = """
 from ml_collections import ConfigDict
 
-SMALL = ("num_steps=2", "batch_size=4", "log_every=1", "hard_cases.round_steps=2", "max_completion_length=8")
+SMALL = ("num_steps=2", "batch_size=4", "log_every=1", "max_completion_length=8")
+ROUNDS = ("hard_cases.round_steps=2",)
 
 
 def get_config():
     mined = ("hard_cases.mode=two_stage", "hard_cases.mine_rollouts=2")
     sweep = ConfigDict()
     sweep.config = "{configs}/quickstart.py:hcm_grpo"
-    sweep.experiments = (("plain", (*SMALL, "hard_cases.mode=off")), ("mined", (*SMALL, *mined)))
+    sweep.experiments = (
+        ("plain", (*SMALL, *ROUNDS, "hard_cases.mode=off")),
+        ("mined", (*SMALL, *ROUNDS, *mined)),
+    )
     return sweep
 """
 
 
+@pytest.fixture
+def sweep_file(tmp_path):
+    file = tmp_path / "sweep.py"
+    file.write_text(SWEEP.format(configs=CONFIGS))
+    return file
+
+
 @pytest.fixture(scope="module")
 def source(command, tmp_path_factory):
-    """A data set, a model, and a sweep."""
+    """A folder with a data set in data/ and a model in start0/."""
     folder = tmp_path_factory.mktemp("sweep")
-    words = ("--num=30", "--image_size=56", "--workers=1", "--splits=0.5,0.1,0.4")
-    assert command("synthesize", f"--out={folder}", *words).returncode == 0
-    assert (
-        command("build", f"--manifest={folder}/manifest.jsonl", f"--out={folder}/data", "--workers=1").returncode == 0
+    size = ("--num=30", "--image_size=56", "--workers=1", "--splits=0.5,0.1,0.4")
+    sft = f"--config={CONFIGS}/quickstart.py:sft"
+    data = f"--config.data.data_dir={folder}/data"
+    small = ("--config.num_steps=1", "--config.batch_size=4")
+    steps = (
+        ("synthesize", *size, f"--out={folder}"),
+        ("build", f"--manifest={folder}/manifest.jsonl", "--workers=1", f"--out={folder}/data"),
+        ("train", sft, data, *small, f"--workdir={folder}/start0"),
     )
-    words = ("train", f"--config={CONFIGS}/quickstart.py:sft", f"--config.data.data_dir={folder}/data")
-    small = ("--config.num_steps=1", "--config.batch_size=4", f"--workdir={folder}/start0")
-    assert command(*words, *small).returncode == 0
-    (folder / "sweep.py").write_text(SWEEP.format(configs=CONFIGS))
+    for words in steps:
+        result = command(*words)
+        assert result.returncode == 0, result.stderr[-3000:]
     return folder
 
 
-def sweep(command, source, out, *more):
-    words = (
-        f"--sweep={source}/sweep.py",
-        f"--data_dir={source}/data",
-        f"--init_from={source}/start{{seed}}",
-        f"--out={out}",
-    )
-    return command("sweep", *words, "--seeds=0", *more)
+def words(sweep_file, source, out, *more):
+    """A sweep of one seed."""
+    init = f"--init_from={source}/start{{seed}}"
+    files = (f"--sweep={sweep_file}", f"--data_dir={source}/data", init, f"--out={out}")
+    return ("sweep", *files, "--seeds=0", *more)
 
 
-def test_a_sweep_runs_once_and_lays_its_experiments_side_by_side(command, source, tmp_path):
+@pytest.mark.slow
+def test_a_sweep_compares_its_experiments_and_skips_finished_ones(
+    command, sweep_file, source, tmp_path
+):
     out = tmp_path / "out"
-    result = sweep(command, source, out)
+    result = command(*words(sweep_file, source, out))
     assert result.returncode == 0, result.stderr[-3000:]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["experiments"].keys() == {"start", "plain", "mined"}
-    assert all(0 <= share <= 1 for shares in summary["exact_on_hard_quarter"].values() for share in shares)
-    assert summary["experiments"]["mined"] == [json.loads((out / "seed0" / "mined" / "metrics.json").read_text())]
+    hard = summary["exact_on_hard_quarter"]
+    assert all(0 <= share <= 1 for shares in hard.values() for share in shares)
+    metrics = json.loads((out / "seed0" / "mined" / "metrics.json").read_text())
+    assert summary["experiments"]["mined"] == [metrics]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert [line.split()[0] for line in (out / "table.txt").read_text().splitlines()] == [
-        "exact",
-        "start",
-        "plain",
-        "mined",
-        "best",
-    ]
-    runs = sorted(out.glob("seed*/runs/*/metrics.jsonl"))
-    assert len(runs) == 2
-    before = {file: file.stat().st_mtime_ns for file in out.rglob("*") if file.suffix in (".json", ".jsonl")}
-    again = sweep(command, source, out)
+    rows = [line.split()[0] for line in (out / "table.txt").read_text().splitlines()]
+    assert rows == ["exact", "start", "plain", "mined", "best"]
+    assert len(list(out.glob("seed*/runs/*/metrics.jsonl"))) == 2
+
+    files = [file for file in out.rglob("*") if file.suffix in (".json", ".jsonl")]
+    times = {file: file.stat().st_mtime_ns for file in files}
+    again = command(*words(sweep_file, source, out))
     assert again.stdout == result.stdout
     assert again.stderr == ""  # no command was run
-    del before[out / "summary.json"]
-    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    del times[out / "summary.json"]
+    assert all(file.stat().st_mtime_ns == time for file, time in times.items())
 
 
-def test_what_a_sweep_refuses(command, source, tmp_path):
-    for words, expected in (
+@pytest.mark.slow
+def test_what_a_sweep_refuses(command, sweep_file, tmp_path, refuses):
+    config = f"sweep.config = '{CONFIGS}/quickstart.py:hcm_grpo'"
+    for name, experiments in (("reserved", "(('runs', ()),)"), ("no_pairs", "('plain', 'mined')")):
+        lines = [
+            "from ml_collections import ConfigDict",
+            "def get_config():",
+            "    sweep = ConfigDict()",
+            f"    {config}",
+            f"    sweep.experiments = {experiments}",
+            "    return sweep",
+        ]
+        (tmp_path / f"{name}.py").write_text("\n".join(lines))
+    for more, expected in (
         (("--experiments=other",), ["--experiments", "other", "plain, mined"]),
         (("--seeds=a",), ["--seeds", "'a'"]),
-        (("--sweep=nowhere.py",), ["nowhere.py"]),
+        (("--seeds=",), ["--seeds"]),
+        (("--sweep=nowhere.py",), ["--sweep", "nowhere.py"]),
         ((f"--sweep={CONFIGS}/quickstart.py",), ["--sweep", "no field"]),
+        ((f"--sweep={tmp_path}/reserved.py",), ["--sweep", "'runs'"]),
+        ((f"--sweep={tmp_path}/no_pairs.py",), ["--sweep", "pairs"]),
     ):
-        result = sweep(command, source, tmp_path / "out", *words)
-        assert result.returncode == 2, result.stderr
-        assert result.stderr.count("\n") == 1
-        assert all(word in result.stderr for word in expected), result.stderr
+        refuses(command(*words(sweep_file, "unread", tmp_path / "out", *more)), *expected)
     assert not (tmp_path / "out").exists()
