@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What mining buys at quickstart size, on several seeds; some 20 minutes a seed. Started again, it goes on where it stopped.
+# Measures the effect of hard-case mining at quickstart size over several seeds, about 20 minutes a
+# seed. A second start resumes.
 #   scripts/reproduce.sh [RESULTS_FOLDER] [SEED...]
 set -euo pipefail
 results="$(realpath -m "${1:-reproduce_results}")"
@@ -10,4 +11,5 @@ source scripts/recipe.sh
 
 for seed in "${seeds[@]}"; do until_sft "$results/seed$seed" "$seed"; done
 aesthetic-jax sweep --sweep=configs/sweeps/quickstart.py --data_dir="$results/seed{seed}/data" \
-  --init_from="$results/seed{seed}/runs/sft" --seeds="$(IFS=,; echo "${seeds[*]}")" --out="$results"
+  --init_from="$results/seed{seed}/runs/sft" --seeds="$(IFS=,; echo "${seeds[*]}")" \
+  --out="$results"

@@ -1,5 +1,10 @@
-"""What the tests share: commands run as a person runs them, and one cache of compiled programs."""
+"""Fixtures for all tests: run commands, load scripts, make data sets, check error messages.
 
+Every process of a test session, in-process tests and commands alike, shares one cache of compiled
+programs: $JAX_COMPILATION_CACHE_DIR, or .jax_cache at the top level.
+"""
+
+import collections
 import importlib.util
 import os
 import pathlib
@@ -8,34 +13,39 @@ import sys
 
 import pytest
 
-from aesthetic_jax.data import dataset
+ROOT = pathlib.Path(__file__).parents[1]
+# Set before the first import of JAX, which reads them once.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from aesthetic_jax.data import dataset  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """Runs the files with most slow tests first, so that all workers finish at about one time."""
+    slow = collections.Counter(
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") or item.get_closest_marker("parity")
+    )
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")
-def compilation_cache(tmp_path_factory):
-    """A folder for JAX's persistent cache, so that each program is compiled once a session."""
-    return tmp_path_factory.mktemp("jax_cache")
-
-
-@pytest.fixture(scope="session")
-def start(compilation_cache):
-    """Starts `aesthetic-jax WORDS` in a process of its own, its output as text in pipes."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(compilation_cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-        "JAX_PLATFORMS": "cpu",
-    }
+def start():
+    """Starts `aesthetic-jax WORDS` in a separate process, with its output as text in pipes."""
 
     def run(*words):
         words = [sys.executable, "-m", "aesthetic_jax", *map(str, words)]
-        return subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def command(start):
-    """Runs a command to its end; returns it with its exit code and output."""
+    """Runs a command to its end; returns its exit code and output."""
 
     def run(*words):
         process = start(*words)
@@ -47,10 +57,10 @@ def command(start):
 
 @pytest.fixture(scope="session")
 def load_script():
-    """Imports a file of scripts/ by its name, a module anew each time; it finds its neighbours as when it is run."""
+    """Imports a file of scripts/ by its name, as a new module each time; its imports work too."""
 
     def load(name):
-        folder = pathlib.Path(__file__).parents[1] / "scripts"
+        folder = ROOT / "scripts"
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
         spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
@@ -63,7 +73,7 @@ def load_script():
 
 @pytest.fixture(scope="session")
 def make_dataset():
-    """Makes a data set in this process, in OUT/screening/1.0.0: (folder of the images, samples, OUT)."""
+    """Builds a data set in this process, from (image folder, samples), in OUT/screening/1.0.0."""
 
     def make(source, samples, out):
         shards = dataset.plan_shards(str(source), samples)
@@ -78,7 +88,7 @@ def make_dataset():
 
 @pytest.fixture(scope="session")
 def refuses():
-    """Checks that a command ended with one line on standard error that has some words, and exit code 2."""
+    """Checks that a command exits with 2 and one line on standard error that has some words."""
 
     def check(result, *words):
         assert result.returncode == 2, result.stderr
