@@ -321,6 +321,12 @@ def test_evaluate_screen_and_report(runs, command, data):
     assert [row["answer"] for row in rows] == [x["answer"] for x in test_samples]
     assert rows[0].keys() == {"id", "dimension", "completion", "predicted", "answer"}
     metrics = json.loads((results / "sft" / "metrics.json").read_text())
+    words = (f"--checkpoint={runs}/sft", "--split=test", f"--out={results}/sft")
+    other = ("--config.eval_batch_size=4", "--config.data.system_prompt=Be kind.")
+    again = command("evaluate", config("sft"), source, *words, *other)
+    check(again)  # answered already: prompts are the run's, not this config's
+    assert "prompts are those of" in again.stderr
+    assert "config.data.system_prompt '' instead of 'Be kind.'" in again.stderr
     assert metrics["num_samples"] == len(test_samples)
 
     table = check(command("report", f"--results={results}", "--methods=sft,hcm_grpo"))
