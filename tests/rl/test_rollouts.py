@@ -13,6 +13,8 @@ from aesthetic_jax.models.internvl import InternVL
 from aesthetic_jax.models.logprobs import completion_logprobs
 from aesthetic_jax.rl.rollouts import Sampling, categorical_by_blocks, sample_completions
 
+pytestmark = pytest.mark.slow  # compiles many samplers
+
 END, PAD, IMAGE = 1, 0, 3
 CONFIG = InternVLConfig(
     VisionConfig(width=16, layers=1, heads=2, mlp_width=16, image_size=28, patch_size=14),

@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow  # waits for polls of a fake cloud
+
 SLICE = ["--name=pod", "--zone=z-1", "--project=mine"]
 
 
