@@ -61,9 +61,9 @@ class Curriculum:
         self._setup, self._records, self._preprocessor = setup, records, preprocessor
         self._workdir, self._should_stop = workdir, should_stop
         self._eligible = eligible_samples(config, records)
-        self._dimensions = records.dimensions()[self._eligible]
-        prior = config.hard_cases.prior if config.method == "grpo" else 0.5
-        self._table = hard_cases.init_table(len(self._eligible), prior)
+        balanced = config.hard_cases.balance_dimensions
+        self._dimensions = records.dimensions()[self._eligible] if balanced else None
+        self._table = hard_cases.init_table(len(self._eligible), config.hard_cases.prior)
         self._plan = np.zeros(config.hard_cases.round_steps * config.batch_size, np.int32)
         self._batches: Iterator[Batch] | None = None
         self.input_wait = 0.0
@@ -83,9 +83,8 @@ class Curriculum:
         Raises:
             UserError: as `mining.load_table`.
         """
-        config = self._setup.config
-        if config.method == "grpo" and config.hard_cases.table:
-            settings = config.hard_cases
+        settings = self._setup.config.hard_cases
+        if settings.table:
             self._table = mining.load_table(settings.table, self._records.ids(), settings.prior)
 
     def mines_before(self, step: int) -> bool:
