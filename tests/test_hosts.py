@@ -138,7 +138,9 @@ def test_several_processes_do_what_one_does(runs, processes):
     ours, one = runs / f"run{processes}", runs / "run1"
     same_log(log(ours), log(one))
     for name in ("completions.jsonl", "table.npz"):
-        assert (ours / "mined" / name).read_bytes() == (one / "mined" / name).read_bytes()
+        assert (ours / "mined" / "3" / name).read_bytes() == (
+            one / "mined" / "3" / name
+        ).read_bytes()
     (parameters, progress), (wanted, plan) = saved(ours, 4), saved(one, 4)
     jax.tree.map(np.testing.assert_array_equal, progress, plan)
     jax.tree.map(

@@ -10,8 +10,10 @@ folder into the data set. It adds
 
 - the files that TFDS needs;
 - `metadata.json`, what readers need without reading samples: the content's fingerprint and, for
-  each split, the samples' ids, their dimensions, and the indices of those with reasoning;
+  each split, the samples' ids, dimensions and numbers of options, and the indices of those with
+  reasoning;
 - `checksums.txt`, which `b2sum --check` reads;
+- `scenes.jsonl`, a copy of the one beside the manifest, if there is one; only `evaluate` reads it;
 - `rejects.jsonl`, where samples were left out.
 """
 
@@ -31,6 +33,7 @@ from etils import epath
 
 from aesthetic_jax.data.images import decode_image, image_format
 from aesthetic_jax.data.manifest import DIMENSIONS, SPLITS, Sample
+from aesthetic_jax.data.scenes.facts_file import SCENES
 from aesthetic_jax.errors import UserError
 from aesthetic_jax.files import in_object_store, write_whole
 
@@ -180,6 +183,8 @@ def finish(target: str, shards: Sequence[Shard], final: str) -> None:
         info, lines = _name_shards(folder, split, described)
         splits.append(info)
         checksums += lines
+    if (folder / SCENES).exists():
+        checksums.append(f"{_checksum(folder / SCENES)}  {SCENES}\n")
     (folder / CHECKSUMS).write_text("".join(checksums))
     rejects = [reject for _, description in described for reject in description["rejects"]]
     if rejects:
@@ -241,6 +246,10 @@ def _metadata(kept: Mapping[str, Sequence[Sample]], fingerprint: str) -> dict[st
         "ids": {split: [sample.id for sample in samples] for split, samples in splits.items()},
         "dimensions": {
             split: [DIMENSIONS.index(sample.dimension) for sample in samples]
+            for split, samples in splits.items()
+        },
+        "num_options": {
+            split: [len(sample.candidates) for sample in samples]
             for split, samples in splits.items()
         },
         "reasoned": {
@@ -323,7 +332,9 @@ def _features() -> Any:
                 names=DIMENSIONS, doc="what the candidates are judged by"
             ),
             "original": image,
-            "candidates": tfds.features.Sequence(image, doc="2 to 8 images; the first is option A"),
+            "candidates": tfds.features.Sequence(
+                image, doc="2 to 8 images, the first is option A; none in a description"
+            ),
             "answer": tfds.features.Text(
                 doc="sorted letters of the candidates that pass, such as AC, or nothing"
             ),

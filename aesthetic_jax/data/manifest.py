@@ -47,7 +47,8 @@ class Sample:
         split: one of SPLITS.
         dimension: one of DIMENSIONS.
         original: path of the original photo, relative to the manifest.
-        candidates: paths of 2 to 8 candidates, option A first.
+        candidates: paths of 2 to 8 candidates, option A first. Empty: the sample is a description
+            of its only image, with a question and reasoning of its own.
         answer: sorted letters of the candidates that pass the dimension; may be empty.
         reasoning: chain of thought without tags, or None.
         question: replaces the dimension's question, or None.
@@ -145,11 +146,11 @@ def _read(path: str) -> bytes:
     return data
 
 
-def _parse(line: bytes) -> Sample:
-    """Parses one line.
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Parses one line of a JSON Lines file.
 
     Raises:
-        ValueError: with the field, the fault and the fix.
+        ValueError: it isn't a JSON object with unique fields; with the fault and the fix.
     """
     try:
         fields = json.loads(line.decode(), object_pairs_hook=_unique_fields)
@@ -163,6 +164,16 @@ def _parse(line: bytes) -> Sample:
         raise ValueError("is nested too deeply; write one flat JSON object per line") from None
     if not isinstance(fields, dict):
         raise ValueError("is not a JSON object; write one object per line")
+    return fields
+
+
+def _parse(line: bytes) -> Sample:
+    """Parses one line.
+
+    Raises:
+        ValueError: with the field, the fault and the fix.
+    """
+    fields = parse_object(line)
     _check_types(fields)
     _check_values(fields)
     candidates, answer = tuple(fields.pop("candidates")), tuple(sorted(fields.pop("answer")))
@@ -211,18 +222,7 @@ def _check_values(fields: dict[str, Any]) -> None:
             raise ValueError(
                 f"field '{name}' is {_quote(fields[name])}; choose from {', '.join(allowed)}"
             )
-    if not 2 <= len(fields["candidates"]) <= len(LETTERS):
-        raise ValueError(
-            f"field 'candidates' has {len(fields['candidates'])} images; give 2 to {len(LETTERS)}"
-        )
-    options = option_letters(len(fields["candidates"]))
-    for letter in fields["answer"]:
-        if len(letter) != 1 or letter not in options:
-            raise ValueError(
-                f"field 'answer' has {_quote(letter)}; the options are {', '.join(options)}"
-            )
-        if fields["answer"].count(letter) > 1:
-            raise ValueError(f"field 'answer' repeats '{letter}'; give each letter once")
+    _check_options(fields)
     for name in _OPTIONAL:
         text = fields.get(name)
         if text is not None and not text.strip():
@@ -235,6 +235,30 @@ def _check_values(fields: dict[str, Any]) -> None:
     _check_path("original", fields["original"])
     for path in fields["candidates"]:
         _check_path("candidates", path)
+
+
+def _check_options(fields: dict[str, Any]) -> None:
+    """Checks the number of candidates, and that the answer names some of them."""
+    # A description has a question and reasoning of its own, and no candidates to choose from.
+    is_description = bool(fields.get("question") and fields.get("reasoning"))
+    num_candidates = len(fields["candidates"])
+    if not 2 <= num_candidates <= len(LETTERS) and (num_candidates or not is_description):
+        mend = f"give 2 to {len(LETTERS)}"
+        if not num_candidates:
+            mend += ", or none in a description, which has a question and a reasoning"
+        raise ValueError(f"field 'candidates' has {num_candidates} images; {mend}")
+    options = option_letters(num_candidates)
+    for letter in fields["answer"]:
+        if not options:
+            raise ValueError(
+                f"field 'answer' has {_quote(letter)}; there are no candidates, so give []"
+            )
+        if len(letter) != 1 or letter not in options:
+            raise ValueError(
+                f"field 'answer' has {_quote(letter)}; the options are {', '.join(options)}"
+            )
+        if fields["answer"].count(letter) > 1:
+            raise ValueError(f"field 'answer' repeats '{letter}'; give each letter once")
 
 
 def _check_path(field: str, path: str) -> None:

@@ -65,6 +65,14 @@ class Records(Sequence):
     def dimensions(self) -> Int[np.ndarray, " R"]:
         """Each sample's dimension as an index into DIMENSIONS; reads no images."""
 
+    @abc.abstractmethod
+    def num_options(self) -> Int[np.ndarray, " R"]:
+        """Each sample's number of candidates; reads no images."""
+
+    def has_descriptions(self) -> bool:
+        """Whether some samples have no candidates; reads no images."""
+        return bool((self.num_options() == 0).any())
+
 
 def open_records(
     manifest: str | None = None, data_dir: str | None = None, split: str = "train"
@@ -117,6 +125,33 @@ def open_splits(manifest: str | None = None, data_dir: str | None = None) -> dic
     return {split: _BuiltRecords(folder, split) for split in SPLITS if split in names}
 
 
+def refuse_descriptions(records: Records, split: str, mend: str) -> None:
+    """Refuses a split with descriptions, which have no answer to score.
+
+    Args:
+        records: the samples of a split.
+        split: its name, for the message.
+        mend: what to do instead.
+
+    Raises:
+        UserError: some samples are descriptions, without candidates.
+    """
+    if records.has_descriptions():
+        raise UserError(
+            f"config.data: the {split} split has descriptions, without candidates; {mend}"
+        )
+
+
+def data_folder(manifest: str | None = None, data_dir: str | None = None) -> str:
+    """The folder of the manifest, or of the built data set's files.
+
+    Raises:
+        UserError: not exactly one source, or no such data set.
+    """
+    _check_source(manifest, data_dir)
+    return str(epath.Path(manifest).parent) if manifest else _version_folder(data_dir or "")
+
+
 def _check_source(manifest: str | None, data_dir: str | None) -> None:
     if bool(manifest) == bool(data_dir):
         raise UserError("config: give either data.manifest or data.data_dir")
@@ -164,6 +199,9 @@ class _ManifestRecords(Records):
 
     def dimensions(self) -> Int[np.ndarray, " R"]:
         return np.array([DIMENSIONS.index(sample.dimension) for sample in self.samples])
+
+    def num_options(self) -> Int[np.ndarray, " R"]:
+        return np.array([len(sample.candidates) for sample in self.samples])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -249,11 +287,21 @@ class _BuiltRecords(Records):
         return np.isin(np.arange(len(self)), self._metadata["reasoned"][self.split])
 
     def dimensions(self) -> Int[np.ndarray, " R"]:
+        return self._listed("dimensions")
+
+    def num_options(self) -> Int[np.ndarray, " R"]:
+        return self._listed("num_options")
+
+    def has_descriptions(self) -> bool:
+        # A data set whose metadata lacks these numbers has no descriptions.
+        return 0 in self._metadata.get("num_options", {}).get(self.split, ())
+
+    def _listed(self, name: str) -> Int[np.ndarray, " R"]:
         try:
-            return np.array(self._metadata["dimensions"][self.split])
+            return np.array(self._metadata[name][self.split])
         except KeyError:
             raise UserError(
-                f"{self.data_dir}: metadata.json lacks the samples' dimensions; "
+                f"{self.data_dir}: metadata.json lacks the samples' {name}; "
                 "build the data set again"
             ) from None
 

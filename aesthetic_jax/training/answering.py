@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
+from jaxtyping import Int
 
 from aesthetic_jax.data.records import Records
 from aesthetic_jax.errors import UserError
@@ -27,9 +29,10 @@ class Answering(NamedTuple):
 
     sampler: Sampler
     records: Records
-    ids: Sequence[str]  # ids of the records to answer, from the first on
+    ids: Sequence[str]  # ids of the records to answer
     folder: epath.Path
     title: str  # of the progress bar
+    indices: Int[np.ndarray, " R"] | None = None  # indices of these records; None: the first ones
 
     @property
     def parts(self) -> list[epath.Path]:
@@ -111,6 +114,7 @@ def answer_split(
         parameters,
         work.records,
         work.ids,
+        indices=work.indices,
         first_batch=finished,
         title=work.title,
     )

@@ -49,6 +49,8 @@ def _model() -> ConfigDict:
     settings.lora_rank = 0  # above 0: trains the language model through LoRA
     settings.lora_alpha = 32.0
     settings.vocab_size = 1024  # of the tokenizer trained for a model from scratch
+    # Built data set whose texts also train that tokenizer; "": none.
+    settings.tokenizer_data = ""
     return settings
 
 
@@ -103,22 +105,27 @@ def _hard_cases() -> ConfigDict:
     # rollouts fill. "two_stage": rollouts of the whole train split fill it first.
     settings.mode = "off"
     settings.round_steps = 50  # steps of a round
-    # "continuous": weights by the failure rate; "threshold": hard or not, by hard_below.
-    settings.weighting = "continuous"
-    settings.floor = 0.1  # weight of a sample that is always solved; one never solved weighs 1
+    # "failure": weights by the failure rate; "threshold": hard or not, by hard_below; "variance":
+    # largest where half of the answers are right, after correction for lucky guesses.
+    settings.weighting = "failure"
+    settings.floor = 0.1  # weight of the easiest samples; the hardest weigh 1
     settings.oversampling = 0.0  # above 0, replaces the floor: hardest over easiest weight
-    settings.power = 1.0  # of the failure rate in continuous weights
+    settings.power = 1.0  # of the failure rate
+    settings.repeat_distance = 4  # least distance of a sample's visits in batches, if there is room
     settings.coverage_quota = 0.2  # share of a plan for the least recently seen samples
     settings.prior = 0.5  # pass rate of a sample not seen yet
     settings.decay = 0.5  # weight of the old pass rate when a new one is averaged in
     settings.hard_below = 0.5  # pass rate below which a sample counts as hard
-    # Above 0: a sample rests for rest_steps once this many completions have all failed.
+    # Above 0: a sample rests for rest_steps once it has this many completions and their exact
+    # answers are no more than lucky guesses give (one-sided binomial test, 5 %).
     settings.rest_after_completions = 0
     settings.rest_steps = 1000  # steps since its last visit, after which it is seen again
     settings.balance_dimensions = False  # gives each dimension the same share of the weights
     # Step before which two_stage mines, a round's first; earlier plans are shuffled epochs.
     settings.mine_step = 0
     settings.mine_rollouts = 8  # completions per prompt that two_stage and `mine` sample
+    settings.mine_every = 0  # two_stage mines again every so many steps; 0: never
+    settings.mine_probe = 1.0  # share of the samples, those that weigh most, that it then mines
     settings.table = ""  # folder that `mine` wrote: the table to start with
     return settings
 
@@ -139,11 +146,15 @@ def grpo_config() -> ConfigDict:
     config = base_config()
     config.method = "grpo"
     config.batch_size = 64
+    # Mining needs revisits. At the paper's size, 102,400 training samples, 3,200 steps x 64 prompts
+    # are 204,800 visits, 2 a sample. If a quarter is hard, 57 % of two_stage's visits are revisits
+    # and 50 % of online's. With 1,000 steps it would be 31 % and 14 %.
+    config.num_steps = 3200
     config.micro_batches = 4
     config.log_every = 1
     config.checkpoint_every = 100
     config.eval_every = 100
-    config.optimizer.learning_rate = 1e-6
+    config.optimizer.learning_rate = 1e-6  # TRL's default for GRPO
     config.optimizer.schedule = "linear"
     config.optimizer.weight_decay = 0.0
 
@@ -151,18 +162,23 @@ def grpo_config() -> ConfigDict:
     config.grpo.num_generations = 8  # completions per prompt
     config.grpo.temperature = 1.0
     config.grpo.num_iterations = 1  # optimiser updates per rollout
-    config.grpo.scale_rewards = "group"  # "group", "batch", "none"
+    # "group", "batch", "none". Division by a group's standard deviation gives a group with a single
+    # lucky guess as much weight as any other (Dr. GRPO, arXiv 2503.20783).
+    config.grpo.scale_rewards = "none"
     config.grpo.loss_type = "dapo"  # "grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"
     config.grpo.epsilon = 0.2
     config.grpo.epsilon_high = config_dict.placeholder(float)  # None: epsilon
     config.grpo.delta = config_dict.placeholder(float)
-    config.grpo.beta = 0.0  # above 0: KL to the model that training starts from
+    # Above 0: KL to the model that training starts from. DAPO (arXiv 2503.14476) needs none.
+    config.grpo.beta = 0.0
     config.grpo.importance_sampling_level = "token"  # "token", "sequence"
     config.grpo.use_bias_correction_kl = True
 
     config.reward = ConfigDict()
     config.reward.variant = "exact"  # "subset", "jaccard", "f1", "per_option", "exact"
     config.reward.dpa_anneal = False  # moves from the variant to exact match over training
+    # "exact": partial credit counts only in groups in which a completion is exactly right.
+    config.reward.gate = "off"  # "off", "exact"
     config.reward.accuracy_weight = 0.9
     config.reward.format_weight = 0.1
     return config
@@ -205,6 +221,7 @@ def check_config(config: ConfigDict, needs_data: bool = True) -> None:
         hot = settings.temperature > 0
         _need("grpo.temperature", hot, "give more than 0: a group needs different completions")
         _need_at_least("grpo.num_iterations", settings.num_iterations, 1)
+        _need_choice("reward.gate", config.reward.gate, ("off", "exact"))
     else:
         off = config.hard_cases.mode == "off"
         _need("hard_cases.mode", off, "difficulty comes from rollouts; SFT has none, use off")
@@ -226,16 +243,18 @@ def _check_model_and_data(config: ConfigDict) -> None:
 
 def _check_hard_cases(settings: ConfigDict) -> None:
     _need_choice("hard_cases.mode", settings.mode, ("off", "online", "two_stage"))
-    _need_choice("hard_cases.weighting", settings.weighting, ("continuous", "threshold"))
+    _need_choice("hard_cases.weighting", settings.weighting, ("failure", "threshold", "variance"))
     for field in ("floor", "coverage_quota", "prior", "decay", "hard_below"):
         in_range = 0 <= settings[field] <= 1
         _need(f"hard_cases.{field}", in_range, f"is {settings[field]}; give a number from 0 to 1")
     for field, least in (
         ("round_steps", 1),
+        ("repeat_distance", 1),
         ("rest_after_completions", 0),
         ("rest_steps", 1),
         ("mine_step", 0),
         ("mine_rollouts", 1),
+        ("mine_every", 0),
     ):
         _need_at_least(f"hard_cases.{field}", settings[field], least)
     _need(
@@ -244,12 +263,17 @@ def _check_hard_cases(settings: ConfigDict) -> None:
         f"is {settings.oversampling}; give at least 1, or 0 to use the floor",
     )
     _need("hard_cases.power", settings.power > 0, f"is {settings.power}; give more than 0")
-    _need(
-        "hard_cases.mine_step",
-        settings.mine_step % settings.round_steps == 0,
-        f"is {settings.mine_step}; give a multiple of hard_cases.round_steps, which is "
-        f"{settings.round_steps}",
-    )
+    for field in ("mine_step", "mine_every"):
+        _need(
+            f"hard_cases.{field}",
+            settings[field] % settings.round_steps == 0,
+            f"is {settings[field]}; give a multiple of hard_cases.round_steps, which is "
+            f"{settings.round_steps}",
+        )
+    probe = settings.mine_probe
+    _need("hard_cases.mine_probe", 0 < probe <= 1, f"is {probe}; give more than 0, at most 1")
+    mines_again = settings.mode == "two_stage" or not settings.mine_every
+    _need("hard_cases.mine_every", mines_again, "is used only where hard_cases.mode is two_stage")
     if settings.table:
         used = settings.mode != "off"
         _need("hard_cases.table", used, "is not used where hard_cases.mode is off")

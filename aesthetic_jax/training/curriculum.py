@@ -5,6 +5,7 @@ drawn before it starts and never changes. Table and plan are saved with every ch
 together they decide all later batches.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -15,9 +16,9 @@ from ml_collections import ConfigDict
 
 from aesthetic_jax.data import hard_cases
 from aesthetic_jax.data.pipeline import Batch, Preprocessor, epoch_plan, planned_batches
-from aesthetic_jax.data.records import Records
+from aesthetic_jax.data.records import Records, refuse_descriptions
 from aesthetic_jax.errors import UserError
-from aesthetic_jax.training import mining
+from aesthetic_jax.training import forecast, mining
 from aesthetic_jax.training.answering import Answering
 from aesthetic_jax.training.mesh import local_rows
 from aesthetic_jax.training.setup import TrainSetup
@@ -30,9 +31,10 @@ def eligible_samples(config: ConfigDict, records: Records) -> Int[np.ndarray, " 
     """Indices of the records that a method can learn from: SFT needs a chain of thought.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or GRPO finds no candidates to choose from.
     """
     if config.method == "grpo":
+        refuse_descriptions(records, "train", "GRPO needs samples with an answer to reward")
         return np.arange(len(records))
     eligible = np.flatnonzero(records.has_reasoning())
     if not eligible.size:
@@ -61,8 +63,8 @@ class Curriculum:
         self._setup, self._records, self._preprocessor = setup, records, preprocessor
         self._workdir, self._should_stop = workdir, should_stop
         self._eligible = eligible_samples(config, records)
-        balanced = config.hard_cases.balance_dimensions
-        self._dimensions = records.dimensions()[self._eligible] if balanced else None
+        # What plans need to know of the samples; shuffled epochs need nothing.
+        self._facts = self._read_facts() if config.hard_cases.mode != "off" else ()
         self._table = hard_cases.init_table(len(self._eligible), config.hard_cases.prior)
         self._plan = np.zeros(config.hard_cases.round_steps * config.batch_size, np.int32)
         self._batches: Iterator[Batch] | None = None
@@ -87,11 +89,20 @@ class Curriculum:
         if settings.table:
             self._table = mining.load_table(settings.table, self._records.ids(), settings.prior)
 
+    def forecast(self) -> str:
+        """A line that says what mining can do in this run; "" where its mode is off."""
+        config = self._setup.config
+        if config.hard_cases.mode == "off":
+            return ""
+        table = self._table if config.hard_cases.table else None
+        return forecast.describe(
+            forecast.forecast_mining(config, len(self._eligible), table, *self._facts)
+        )
+
     def mines_before(self, step: int) -> bool:
         """Whether a run mines before this step."""
-        settings = self._setup.config.hard_cases
-        is_two_stage = settings.mode == "two_stage" and not settings.table
-        return is_two_stage and step == settings.mine_step
+        config = self._setup.config
+        return step in mining.mining_steps(config.hard_cases, config.num_steps)
 
     def next_batch(self, step: int, state: TrainState) -> Batch | None:
         """This host's rows of a step's batch; where a round starts, mines if due and draws a plan.
@@ -151,24 +162,39 @@ class Curriculum:
         is_mined = settings.mode == "two_stage" and (
             round_index * settings.round_steps >= settings.mine_step
         )
-        if settings.mode != "online" and not is_mined:
+        is_online = settings.mode == "online" and (round_index > 0 or settings.table)
+        if not is_online and not is_mined:
             return epoch_plan(config.seed, round_index, self._eligible, length)
         settings = settings.copy_and_resolve_references().unlock()
         settings.plan_length = length
-        rows = hard_cases.make_plan(
-            config.seed, round_index, self._table, settings, self._dimensions
-        )
+        rows = hard_cases.make_plan(config.seed, round_index, self._table, settings, *self._facts)
         return self._eligible[rows].astype(np.int32)
 
     def _mine(self, step: int, state: TrainState) -> bool:
-        """Fills the table by rollouts of every sample; False where it stopped early."""
-        setup = self._setup
-        sampler = mining.make_mining_sampler(
-            setup.config, setup.graph, self._preprocessor, setup.mesh
+        """Updates the table by rollouts; False where it stopped early.
+
+        The first time, it samples every record and starts the table anew. Later, it samples the
+        share `hard_cases.mine_probe` that weighs most. `last_seen` is kept: it counts visits in
+        training alone.
+        """
+        setup, settings, table = self._setup, self._setup.config.hard_cases, self._table
+        rows, is_first = np.arange(len(table.count)), step == settings.mine_step
+        if not is_first:
+            weights = hard_cases.sample_weights(table, settings, *self._facts)
+            count = math.ceil(settings.mine_probe * len(rows))
+            rows = hard_cases.hardest(setup.config.seed, step, weights, count)
+        ids, indices = self._records.ids(), self._eligible[rows]
+        work = Answering(
+            mining.make_mining_sampler(
+                setup.config, setup.graph, self._preprocessor, setup.mesh, step
+            ),
+            self._records,
+            [ids[index] for index in indices],
+            epath.Path(self._workdir) / "mined" / str(step),
+            "mining",
+            indices,
         )
-        folder = epath.Path(self._workdir) / "mined"
-        work = Answering(sampler, self._records, self._records.ids(), folder, "mining")
-        table = mining.mine(
+        mined = mining.mine(
             setup.config,
             work,
             state.parameters,
@@ -176,7 +202,16 @@ class Curriculum:
             self._should_stop,
             step,
         )
-        if table is None:
+        if mined is None:
             return False
-        self._table = table
+        before = hard_cases.init_table(len(ids)) if is_first else table
+        updated = hard_cases.update_table(
+            before, rows, mined.pass_rate, step, settings, settings.mine_rollouts
+        )
+        self._table = updated._replace(last_seen=table.last_seen)
         return True
+
+    def _read_facts(self) -> tuple[Int[np.ndarray, " E"], Int[np.ndarray, " E"]]:
+        """Dimension and number of options of each eligible sample."""
+        records, eligible = self._records, self._eligible
+        return records.dimensions()[eligible], records.num_options()[eligible]

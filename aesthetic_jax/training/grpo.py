@@ -342,6 +342,7 @@ def rollout_metrics(collected: Collected) -> dict[str, float]:
         "exact": scores.exact.mean(),
         "frac_reward_zero_std": (np.ptp(scores.reward, axis=1) == 0).mean(),
         "groups/no_exact": (scores.exact.max(axis=1) == 0).mean(),
+        "groups/mixed": (np.ptp(scores.exact, axis=1) > 0).mean(),
         "completions/mean_length": lengths.mean(),
         "completions/clipped_ratio": 1 - collected.ended.mean(),
     }

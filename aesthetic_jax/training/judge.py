@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from aesthetic_jax.data.pipeline import Preprocessor
-from aesthetic_jax.data.records import Records, open_records
+from aesthetic_jax.data.records import Records, open_records, refuse_descriptions
 from aesthetic_jax.models.internvl import Parameters, abstract_model
 from aesthetic_jax.training.config import check_config
 from aesthetic_jax.training.mesh import check_rows, make_mesh
@@ -46,6 +46,7 @@ def open_judge(config: ConfigDict, checkpoint: str, split: str, batch_field: str
     mesh = make_mesh(config.mesh)
     check_rows(mesh, batch_field, config[batch_field])
     records = open_records(config.data.manifest, config.data.data_dir, split)
+    refuse_descriptions(records, split, "only samples with an answer can be scored")
     difference = adopt_prompt_settings(config, checkpoint)
     if difference and jax.process_index() == 0:
         print(f"aesthetic-jax: {difference}", file=sys.stderr)

@@ -9,10 +9,12 @@ matches are gathered, so all hosts hold the same table and plans. Only process 0
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -21,9 +23,9 @@ from tqdm import tqdm
 from aesthetic_jax.checkpoints import runs
 from aesthetic_jax.data.pipeline import Preprocessor
 from aesthetic_jax.data.prompts import completion_text, prompt_text, question_text
-from aesthetic_jax.data.records import Records, open_records
+from aesthetic_jax.data.records import Records, open_records, refuse_descriptions
 from aesthetic_jax.training.config import check_config
-from aesthetic_jax.training.curriculum import Curriculum, eligible_samples
+from aesthetic_jax.training.curriculum import Curriculum
 from aesthetic_jax.training.evaluation import predict, summarize_predictions
 from aesthetic_jax.training.flops import peak_flops
 from aesthetic_jax.training.grpo import make_grpo_step
@@ -88,17 +90,19 @@ def _train(
     if resumed is None:
         curriculum.load_table()
     train_step = _make_step(start)
+    evaluate = _make_evaluate(setup, preprocessor) if config.eval_every else None
     # Opened last: the manager's threads complain when an error ends the process early.
     manager = runs.open_manager(workdir, config.keep_checkpoints)
     state = _first_state(start, manager, curriculum)
     del start  # frees the initial parameters
-    evaluate = _make_evaluate(setup, preprocessor) if config.eval_every else None
 
     def save() -> None:
         runs.save(manager, step, state.parameters, state.optimizer, curriculum.progress)
 
     step = last_saved = resumed or 0
     stopped = False
+    if resumed is None and jax.process_index() == 0 and (line := curriculum.forecast()):
+        print(line, file=sys.stderr)
     with _open_log(config, workdir, step, Throughput(peak)) as log:
         while step < config.num_steps and not stopped:
             if curriculum.mines_before(step) and step != last_saved:
@@ -142,11 +146,15 @@ def _first_state(
 
 def _tokenizer_texts(config: ConfigDict, records: Records) -> Iterator[str]:
     """Prompts and completions that a model from scratch trains its tokenizer on."""
-    for index in eligible_samples(config, records)[:_TOKENIZER_SAMPLES]:
-        record = records[int(index)]
-        question = record.question or question_text(record.dimension, record.num_options)
-        yield prompt_text(question, [1] * len(record.images), 1)
-        yield completion_text(record.reasoning or "", record.answer)
+    sources = [records]
+    if config.model.tokenizer_data:
+        sources.append(open_records(None, config.model.tokenizer_data, "train"))
+    for source in sources:
+        for index in np.flatnonzero(source.has_reasoning())[:_TOKENIZER_SAMPLES]:
+            record = source[int(index)]
+            question = record.question or question_text(record.dimension, record.num_options)
+            yield prompt_text(question, [1] * len(record.images), 1)
+            yield completion_text(record.reasoning or "", record.answer)
 
 
 def _make_evaluate(
@@ -155,6 +163,7 @@ def _make_evaluate(
     """Scores greedy answers to the first `eval_samples` questions of the validation split."""
     config, mesh = setup.config, setup.mesh
     records = open_records(config.data.manifest, config.data.data_dir, "validation")
+    refuse_descriptions(records, "validation", "set config.eval_every to 0")
     sampler = make_sampler(
         config, setup.graph, preprocessor, mesh, batch_size=config.eval_batch_size
     )
@@ -165,7 +174,8 @@ def _make_evaluate(
     def evaluate(state: TrainState) -> dict[str, float]:
         predictions = predict(sampler, state.parameters, records, ids)
         overall = summarize_predictions(predictions)["overall"]
-        return {f"eval/{name}": entry["value"] for name, entry in overall.items()}
+        values = {f"eval/{name}": entry["value"] for name, entry in overall.items()}
+        return {name: float("nan") if value is None else value for name, value in values.items()}
 
     return evaluate
 

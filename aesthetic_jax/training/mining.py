@@ -1,4 +1,4 @@
-"""Mining: finds hard cases by rollouts of every sample.
+"""Mining: finds hard cases by rollouts of every sample, or of chosen ones.
 
 A folder of mined samples holds `mining.json` (the settings and a summary), `completions.jsonl` (for
 each sample its id, dimension, answer, completions and the share of them that is exactly right) and,
@@ -18,7 +18,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from aesthetic_jax.data.hard_cases import DifficultyTable, init_table, table_statistics
+from aesthetic_jax.data.hard_cases import (
+    DifficultyTable,
+    init_table,
+    table_statistics,
+    update_table,
+)
 from aesthetic_jax.data.manifest import DIMENSIONS
 from aesthetic_jax.data.pipeline import Preprocessor
 from aesthetic_jax.errors import UserError
@@ -42,10 +47,29 @@ _FIELDS = ("id", "dimension", "answer", "exact", "completions")  # of completion
 _NOISE = 2**32 - 1  # folded into the run's key: no step has this number
 
 
+def mining_steps(settings: ConfigDict, num_steps: int) -> range:
+    """Steps before which a run mines. One that starts with a table skips the first mining.
+
+    Args:
+        settings: the config's `hard_cases`.
+        num_steps: steps of the run.
+    """
+    first, every = settings.mine_step, settings.mine_every
+    if settings.mode != "two_stage":
+        return range(0)
+    steps = range(first, num_steps, every or max(1, num_steps))
+    return steps[1:] if settings.table else steps
+
+
 def make_mining_sampler(
-    config: ConfigDict, graph: nnx.GraphDef, preprocessor: Preprocessor, mesh: Mesh
+    config: ConfigDict, graph: nnx.GraphDef, preprocessor: Preprocessor, mesh: Mesh, step: int = 0
 ) -> Sampler:
-    """The sampler of GRPO's rollouts, with `hard_cases.mine_rollouts` completions per prompt."""
+    """The sampler of GRPO's rollouts, with `hard_cases.mine_rollouts` completions per prompt.
+
+    Args:
+        step: step of the run; each step has its own noise.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), _NOISE)
     return make_sampler(
         config,
         graph,
@@ -54,7 +78,7 @@ def make_mining_sampler(
         batch_size=config.batch_size,
         group=config.hard_cases.mine_rollouts,
         temperature=config.grpo.temperature,
-        key=jax.random.fold_in(jax.random.key(config.seed), _NOISE),
+        key=jax.random.fold_in(key, step),
     )
 
 
@@ -66,7 +90,7 @@ def mine(
     should_stop: Callable[[], bool],
     step: int = 0,
 ) -> DifficultyTable | None:
-    """Samples completions of every record, and writes the folder.
+    """Samples completions of the records of `work`, and writes the folder.
 
     Args:
         work: with a sampler from `make_mining_sampler`.
@@ -75,7 +99,7 @@ def mine(
         step: step of the run, for the table's `last_seen`.
 
     Returns:
-        The table; None if it stopped early; the same call then resumes.
+        The table of these records; None if it stopped early; the same call then resumes.
 
     Raises:
         UserError: the folder holds results of other settings.
@@ -103,8 +127,15 @@ def mine(
     )
     if not finished:
         return None
-    counts = np.full(len(ids), config.hard_cases.mine_rollouts, np.int32)
-    table = DifficultyTable(np.array(rates), counts, np.full(len(ids), step, np.int32))
+    hard_cases = config.hard_cases
+    table = update_table(
+        init_table(len(ids)),
+        np.arange(len(ids)),
+        np.array(rates),
+        step,
+        hard_cases,
+        hard_cases.mine_rollouts,
+    )
     if is_first:
         join_parts(work, "completions.jsonl", _FIELDS)
         result = table_statistics(table)
@@ -138,7 +169,9 @@ def load_table(folder: str, ids: Sequence[str], prior: float) -> DifficultyTable
     file = epath.Path(folder) / "table.npz"
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
-            mined, rates, counts = (arrays[name] for name in ("ids", "pass_rate", "count"))
+            mined, rates, counts, right = (
+                arrays[name] for name in ("ids", "pass_rate", "count", "num_exact")
+            )
     except FileNotFoundError:
         raise UserError(
             f"{file}: is missing; aesthetic-jax mine --out={folder} writes it"
@@ -153,7 +186,9 @@ def load_table(folder: str, ids: Sequence[str], prior: float) -> DifficultyTable
     ) as error:
         reason = " ".join(str(error).split())[:80]
         raise UserError(f"{file}: is no whole table ({reason}); remove it and mine again") from None
-    is_table = len(mined) == len(rates) == len(counts) and ((rates >= 0) & (rates <= 1)).all()
+    is_table = len(mined) == len(rates) == len(counts) == len(right) and (
+        ((rates >= 0) & (rates <= 1)).all() and ((right >= 0) & (right <= counts)).all()
+    )
     if not is_table:
         raise UserError(f"{file}: is no difficulty table; remove it and mine again")
     table = init_table(len(ids), prior)
@@ -163,6 +198,7 @@ def load_table(folder: str, ids: Sequence[str], prior: float) -> DifficultyTable
     if not known.any():
         raise UserError(f"{file}: holds none of the train split's samples; mine this data set")
     table.pass_rate[known], table.count[known] = rates[rows[known]], counts[rows[known]]
+    table.num_exact[known] = right[rows[known]]
     table.last_seen[known] = 0
     return table
 

@@ -102,13 +102,15 @@ def sample_records(
     records: Sequence[Record],
     ids: Sequence[str],
     *,
+    indices: Int[np.ndarray, " R"] | None = None,
     first_batch: int = 0,
     title: str = "sampling",
 ) -> Iterator[list[dict[str, Any]]]:
     """Samples records in order; yields a batch's rows, the same on every host.
 
     Args:
-        ids: ids of the records to sample, from the first on.
+        ids: ids of the records to sample.
+        indices: indices of these records; None: from the first on.
         first_batch: number of the batch to start with; noise is keyed by the sample, so the
             completions are the same wherever one starts.
         title: title of the progress bar.
@@ -118,7 +120,8 @@ def sample_records(
     """
     batches = num_batches(sampler, len(ids))
     # The first samples fill up the last batch.
-    plan = np.resize(np.arange(len(ids), dtype=np.int32), batches * sampler.batch_size)
+    indices = np.arange(len(ids)) if indices is None else indices
+    plan = np.resize(indices.astype(np.int32), batches * sampler.batch_size)
     loaded = planned_batches(
         records,
         plan,

@@ -11,9 +11,9 @@ def get_config() -> ConfigDict:
         ("grpo", ("reward.variant=exact", "hard_cases.mode=off")),
         ("dpa_grpo", ("reward.variant=subset", "hard_cases.mode=off")),
         (
-            "hcm_two_stage",
+            "hcm_grpo",
             ("reward.variant=subset", "hard_cases.mode=two_stage", "hard_cases.mine_rollouts=4"),
         ),
-        ("hcm_online", ("reward.variant=subset", "hard_cases.mode=online")),
+        ("hcm_grpo_online", ("reward.variant=subset", "hard_cases.mode=online")),
     )
     return sweep

@@ -109,6 +109,7 @@ def epoch(
     records = make_records(folder, samples, 28)
     preprocessor = make_preprocessor(28, 1)
     config = grpo_config().hard_cases
+    config.round_steps = ROUND_STEPS
     config.plan_length = batch_size * ROUND_STEPS
     pass_rate = np.random.default_rng(0).random(samples)
     table, memory, plan_seconds, step = hard_cases.init_table(samples), [], [], 0

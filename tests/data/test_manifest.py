@@ -62,6 +62,43 @@ def test_a_whole_line_is_read(folder):
     assert (second.answer, second.reasoning, second.question) == ((), None, None)
 
 
+DESCRIPTION = LINE | {"candidates": [], "answer": [], "question": "A jar?", "reasoning": "Yes."}
+
+
+def test_a_description_has_a_question_and_a_text_and_no_candidates(folder):
+    (sample,) = read_manifest(write(folder, DESCRIPTION))
+    assert sample.images == ("images/o.jpg",)
+    assert (sample.candidates, sample.answer) == ((), ())
+    assert (sample.question, sample.reasoning) == ("A jar?", "Yes.")
+
+
+@pytest.mark.parametrize("field", ["question", "reasoning"])
+def test_a_description_needs_a_question_and_a_text(folder, field):
+    without = {name: value for name, value in DESCRIPTION.items() if name != field}
+    for line in (without, DESCRIPTION | {field: None}):
+        path = write(folder, line)
+        assert error_of(path) == (
+            f"{path}: line 1: field 'candidates' has 0 images; give 2 to 8, or none in a "
+            "description, which has a question and a reasoning"
+        )
+    assert "give 2 to 8" in error_of(write(folder, DESCRIPTION | {field: ""}))
+    assert f"field '{field}' is empty" in error_of(write(folder, DESCRIPTION | {field: " "}))
+
+
+@pytest.mark.parametrize("number", [1, 9])
+def test_a_question_and_a_text_allow_no_other_number_of_candidates(folder, number):
+    path = write(folder, DESCRIPTION | {"candidates": ["images/a.jpg"] * number})
+    message = f"{path}: line 1: field 'candidates' has {number} images; give 2 to 8"
+    assert error_of(path) == message
+
+
+def test_a_description_has_an_empty_answer(folder):
+    path = write(folder, DESCRIPTION | {"answer": ["A"]})
+    assert error_of(path) == (
+        f"{path}: line 1: field 'answer' has \"A\"; there are no candidates, so give []"
+    )
+
+
 BAD_FIELDS = {
     "id": ["", "a/b", "../x", ".hidden", "-x", "a b", "ä", "a\nb", "x" * 129, 7, None],
     "split": ["dev", "Train", "train\n", 1, None],
@@ -212,15 +249,18 @@ def test_files_are_not_looked_for_where_that_is_not_asked(folder):
 
 
 names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,20}", fullmatch=True)
-texts = st.none() | st.text(
+texts = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="<"), min_size=1
 ).filter(str.strip)
 
 
 @st.composite
 def samples(draw):
-    candidates = tuple(draw(st.lists(names, min_size=2, max_size=8)))
-    letters = sorted(draw(st.sets(st.sampled_from("ABCDEFGH"[: len(candidates)]))))
+    describes = draw(st.booleans())
+    candidates = () if describes else tuple(draw(st.lists(names, min_size=2, max_size=8)))
+    optional = texts if describes else st.none() | texts
+    passing = st.nothing() if describes else st.sampled_from("ABCDEFGH"[: len(candidates)])
+    letters = sorted(draw(st.sets(passing)))
     return Sample(
         id=draw(names),
         split=draw(st.sampled_from(SPLITS)),
@@ -228,8 +268,8 @@ def samples(draw):
         original=draw(names),
         candidates=candidates,
         answer=tuple(letters),
-        reasoning=draw(texts),
-        question=draw(texts),
+        reasoning=draw(optional),
+        question=draw(optional),
     )
 
 

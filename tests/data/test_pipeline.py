@@ -1,3 +1,4 @@
+import dataclasses
 import io
 
 import numpy as np
@@ -107,6 +108,29 @@ def test_batches_follow_the_plan_from_any_start():
     assert [batch.index.tolist() for batch in batches[0]] == [[5, 1], [1, 0], [4, 2]]
     assert [batch.index.tolist() for batch in batches[1]] == [[4, 2]]
     assert batches[0][0].completion_ids.shape == (2, 1, 48)  # the smallest bucket that holds them
+
+
+def test_descriptions_make_batches_of_one_image_a_prompt():
+    told = dict(answer=frozenset(), num_options=0, question="Describe Image-1.")
+    records = [
+        dataclasses.replace(x, images=x.images[:1], **told) for x in (record(1), record(2, "Red."))
+    ]
+    preprocessor = make_preprocessor(max_images=1)
+    plan = np.arange(2, dtype=np.int32)
+    (batch,) = planned_batches(records, plan, preprocessor, 2, with_completion=True)
+    assert batch.tiles.shape == (2, 1, 28, 28, 3)
+    assert batch.num_options.tolist() == batch.answer.tolist() == [0, 0]
+    prompts = [
+        TOKENIZER.tokenizer.decode(ids[mask].tolist(), skip_special_tokens=False)
+        for ids, mask in zip(batch.prompt_ids, batch.prompt_mask, strict=True)
+    ]
+    assert prompts == [prompt_text("Describe Image-1.", [1], 4)] * 2
+    assert [TOKENIZER.decode(ids[0]) for ids in batch.completion_ids] == [
+        "<think>A: fine.</think><answer>None</answer>",
+        "<think>Red.</think><answer>None</answer>",
+    ]
+    with pytest.raises(UserError, match=r"raise data\.max_images, which is 1"):
+        preprocessor(record(3), 0, True)
 
 
 @given(

@@ -1,4 +1,5 @@
 import io
+import json
 import os
 import pickle
 import subprocess
@@ -85,6 +86,8 @@ def test_both_sources_hold_the_same_in_the_manifests_order(sources, split):
     )
     dimensions = [DIMENSIONS.index(sample.dimension) for sample in samples]
     assert manifest.dimensions().tolist() == built.dimensions().tolist() == dimensions
+    options = [len(sample.candidates) for sample in samples]
+    assert manifest.num_options().tolist() == built.num_options().tolist() == options
     stored_as_is = dict(odd_images())
     for index, sample in enumerate(samples):
         one, other = manifest[index], built[index]
@@ -100,6 +103,40 @@ def test_both_sources_hold_the_same_in_the_manifests_order(sources, split):
         for given, stored in zip(one.images, other.images, strict=True):
             assert (given == stored) == stored_as_is[given]
             np.testing.assert_array_equal(decode_image(given, "x"), decode_image(stored, "x"))
+
+
+def test_a_description_is_the_same_in_both_sources(tmp_path, make_dataset):
+    photo, _ = odd_images()[0]
+    (tmp_path / "o.jpg").write_bytes(photo)
+    told = dict(reasoning="A red jar.", question="What is it?")
+    samples = [
+        Sample("a", "train", DIMENSIONS[2], "o.jpg", (), (), **told),
+        Sample("b", "train", DIMENSIONS[0], "o.jpg", ("o.jpg",) * 2, ("B",)),
+        Sample("c", "train", DIMENSIONS[1], "o.jpg", (), (), **told),
+    ]
+    path = str(tmp_path / "manifest.jsonl")
+    write_manifest(samples, path)
+    make_dataset(tmp_path, read_manifest(path), tmp_path / "built")
+    for records in (open_records(path), open_records(data_dir=str(tmp_path / "built"))):
+        assert records[0] == Record("a", DIMENSIONS[2], (photo,), frozenset(), 0, **told)
+        assert [len(record.images) for record in records] == [1, 3, 1]
+        assert records.num_options().tolist() == [0, 2, 0]
+        assert records.has_reasoning().tolist() == [True, False, True]
+        assert records.image_name(0, 0).endswith(("o.jpg", "train/a/original"))
+        assert records.has_descriptions()
+
+
+def test_data_sets_of_older_versions_have_no_descriptions(sources, tmp_path):
+    for file in os.scandir(f"{sources[1]}/screening/1.0.0"):
+        (tmp_path / file.name).symlink_to(file.path)
+    metadata = json.loads((tmp_path / "metadata.json").read_text())
+    del metadata["num_options"]
+    (tmp_path / "metadata.json").unlink()
+    (tmp_path / "metadata.json").write_text(json.dumps(metadata))
+    records = open_records(data_dir=str(tmp_path))
+    assert not records.has_descriptions()
+    with pytest.raises(UserError, match="lacks the samples' num_options; build the data set again"):
+        records.num_options()
 
 
 def test_random_access(sources):

@@ -10,7 +10,7 @@ from aesthetic_jax.training.config import base_config, check_config, grpo_config
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = [path.name for path in sorted(CONFIGS.glob("*_internvl3_2b.py"))]
-METHODS = ("pretrain", "sft", "grpo", "dpa_grpo", "hcm_grpo")
+METHODS = ("pretrain", "sft", "grpo", "dpa_grpo", "hcm_grpo", "hcm_grpo_online")
 
 
 def load(name, *method):
@@ -61,8 +61,9 @@ def test_hard_case_defaults_have_one_home():
         ("grpo.num_generations", 1),
         ("grpo.temperature", 0.0),
         ("grpo.num_iterations", 0),
+        ("reward.gate", "half"),
         ("hard_cases.mode", "both"),
-        ("hard_cases.weighting", "linear"),
+        ("hard_cases.weighting", "continuous"),
         ("hard_cases.round_steps", 0),
         ("hard_cases.floor", -0.1),
         ("hard_cases.coverage_quota", 1.5),
@@ -75,6 +76,11 @@ def test_hard_case_defaults_have_one_home():
         ("hard_cases.rest_steps", 0),
         ("hard_cases.mine_step", 7),
         ("hard_cases.mine_rollouts", 0),
+        ("hard_cases.mine_every", -50),
+        ("hard_cases.mine_every", 7),
+        ("hard_cases.mine_probe", 0.0),
+        ("hard_cases.mine_probe", 1.5),
+        ("hard_cases.repeat_distance", 0),
     ],
 )
 def test_a_bad_value_is_refused_by_its_field(field, value):
@@ -90,6 +96,35 @@ def test_sft_has_no_difficulty():
     config.hard_cases.mode = "online"
     with pytest.raises(UserError, match=r"config\.hard_cases\.mode: .* SFT has none"):
         check_config(config)
+
+
+def test_only_two_stage_mines_again():
+    config = load("hcm_grpo_internvl3_2b.py")
+    config.hard_cases.mine_every = 2 * config.hard_cases.round_steps
+    check_config(config)
+    config.hard_cases.mode = "online"
+    with pytest.raises(UserError, match=r"hard_cases\.mine_every: is used only where"):
+        check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("method", "reward", "mode"),
+    [
+        ("grpo", "exact", "off"),
+        ("dpa_grpo", "subset", "off"),
+        ("hcm_grpo", "subset", "two_stage"),
+        ("hcm_grpo_online", "subset", "online"),
+    ],
+)
+def test_methods_differ_in_reward_and_mining_alone(method, reward, mode):
+    changes = {"reward.variant": reward, "hard_cases.mode": mode}
+    for config, plain in (
+        (load(f"{method}_internvl3_2b.py"), load("grpo_internvl3_2b.py")),
+        (load("quickstart.py", method), load("quickstart.py", "grpo")),
+    ):
+        plain.update_from_flattened_dict(changes)
+        plain.hard_cases.mine_rollouts = config.hard_cases.mine_rollouts
+        assert config == plain
 
 
 def test_a_table_goes_with_mining_from_the_start():

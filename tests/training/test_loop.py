@@ -7,6 +7,11 @@ import runpy
 import jax
 import pytest
 
+from aesthetic_jax.data.manifest import DIMENSIONS, read_manifest
+from aesthetic_jax.data.prompts import completion_text, question_text
+from aesthetic_jax.data.records import open_records
+from aesthetic_jax.data.tokenizer import train_tokenizer
+from aesthetic_jax.errors import UserError
 from aesthetic_jax.training import loop
 from aesthetic_jax.training.metric_writer import MetricWriter
 
@@ -59,6 +64,47 @@ def count_compilations(config, workdir):
         finally:
             jax.monitoring.clear_event_listeners()
     return counts
+
+
+@pytest.fixture(scope="module")
+def described(command, tmp_path_factory):
+    """A data set of descriptions."""
+    folder = tmp_path_factory.mktemp("described")
+    words = ("--describe", "--num=20", "--image_size=48", "--workers=1", "--splits=0.9,0.1,0")
+    assert command("synthesize", f"--out={folder}", *words).returncode == 0
+    return folder
+
+
+def test_the_tokenizer_learns_the_texts_of_another_data_set_too(
+    data, described, make_dataset, tmp_path
+):
+    make_dataset(data, read_manifest(f"{data}/manifest.jsonl"), tmp_path)
+    config, records = make_config("pretrain", described), open_records(f"{data}/manifest.jsonl")
+    texts = [completion_text(record.reasoning, record.answer) for record in records]
+    texts += [question_text(dimension, 4) for dimension in DIMENSIONS]
+    lengths = []
+    for config.model.tokenizer_data in ("", str(tmp_path)):
+        learnt = loop._tokenizer_texts(config, open_records(f"{described}/manifest.jsonl"))
+        tokenizer = train_tokenizer(learnt, config.model.vocab_size)
+        lengths.append(sum(len(tokenizer.encode(text)) for text in texts))
+    assert lengths[1] < 0.7 * lengths[0]
+
+
+def test_a_folder_without_texts_for_the_tokenizer_is_refused(described, tmp_path):
+    config = make_config("pretrain", described)
+    config.model.tokenizer_data = f"{tmp_path}/none"
+    with pytest.raises(UserError, match=r"/none: has no data set; make one with [^\n]*$"):
+        loop.train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_descriptions_have_no_answers_to_evaluate(described, tmp_path):
+    config = make_config("pretrain", described)
+    config.eval_every, config.data.max_images = 1, 1
+    said = r"^config\.data: the validation split has descriptions, [^\n]*config\.eval_every to 0$"
+    with pytest.raises(UserError, match=said):
+        loop.train(config, str(tmp_path))
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -79,11 +79,12 @@ def mine(data, monkeypatch):
     monkeypatch.setattr(sampling, "rollout", rollout)
     monkeypatch.setattr(sampling, "decode", lambda *x: batches.append(1) or decode(*x))
 
-    def run(folder, step=0, stop_after=None, **changes):
+    def run(folder, step=0, stop_after=None, chosen=None, **changes):
         batches.clear()
         config = make_config(data, **changes)
         sampler = mining.make_mining_sampler(config, GRAPH, preprocessor, mesh)
-        work = Answering(sampler, records, records.ids(), epath.Path(folder), "mining")
+        ids = [records.ids()[i] for i in range(14) if chosen is None or i in chosen]
+        work = Answering(sampler, records, ids, epath.Path(folder), "mining", chosen)
         table = mining.mine(config, work, {}, "a model", lambda: len(batches) == stop_after, step)
         return table, len(batches)
 
@@ -98,6 +99,7 @@ def test_what_is_mined(mine, tmp_path):
     expected = np.arange(14) % 4 / 3
     np.testing.assert_allclose(table.pass_rate, expected, atol=1e-7)
     assert (table.count == ROLLOUTS).all()
+    np.testing.assert_array_equal(table.num_exact, np.arange(14) % 4)
     assert (table.last_seen == 6).all()
     rows = [
         json.loads(line)
@@ -115,9 +117,22 @@ def test_what_is_mined(mine, tmp_path):
     assert described["result"]["hard_cases/never_solved"] == 4 / 14
     loaded = mining.load_table(str(tmp_path / "out"), records.ids(), 0.5)
     np.testing.assert_array_equal(loaded.pass_rate, table.pass_rate)
+    np.testing.assert_array_equal(loaded.num_exact, table.num_exact)
     assert (loaded.last_seen == 0).all()
     text = mining.summarize_table(table, records.dimensions())
     assert text.splitlines()[-1].split() == ["overall", "14", "0.452", "28.6%", "50.0%", "21.4%"]
+
+
+def test_chosen_samples_are_mined(mine, tmp_path):
+    """The rollout's stand-in, like the real one's noise, goes by the sample's own index."""
+    chosen = np.array([2, 3, 5, 9, 13])
+    table, batches = mine(tmp_path / "out", chosen=chosen)
+    assert batches == 2
+    np.testing.assert_array_equal(table.num_exact, chosen % 4)
+    lines = (tmp_path / "out" / "completions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [mine.records.ids()[i] for i in chosen]
+    with pytest.raises(UserError, match="was mined with samples"):
+        mine(tmp_path / "out")
 
 
 @pytest.mark.parametrize("in_bucket", [False, True])
@@ -192,3 +207,29 @@ def test_a_damaged_table_is_refused(mine, tmp_path):
             continue
         np.testing.assert_array_equal(loaded.pass_rate, whole.pass_rate)  # a bit that ZIP ignores
         np.testing.assert_array_equal(loaded.count, whole.count)
+        np.testing.assert_array_equal(loaded.num_exact, whole.num_exact)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_exact": None}, "is no whole table .*num_exact"),
+        ({"num_exact": np.array([4, 0])}, "is no difficulty table"),
+        ({"num_exact": np.array([-1, 0])}, "is no difficulty table"),
+        ({"num_exact": np.array([1])}, "is no difficulty table"),
+        ({"pass_rate": np.array([np.nan, 0.0])}, "is no difficulty table"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(tmp_path, changes, words):
+    arrays = dict(
+        ids=np.array(["a", "b"]),
+        pass_rate=np.array([1 / 3, 0.0]),
+        count=np.array([3, 3]),
+        last_seen=np.array([0, 0]),
+        num_exact=np.array([1, 0]),
+    )
+    kept = {name: x for name, x in (arrays | changes).items() if x is not None}
+    np.savez(tmp_path / "table.npz", **kept)
+    with pytest.raises(UserError, match=words) as error:
+        mining.load_table(str(tmp_path), ["a", "b"], 0.5)
+    assert "\n" not in str(error.value)
