@@ -12,10 +12,13 @@ OUT/seedN/EXPERIMENT         its metrics.json and predictions.jsonl on the split
 OUT/seedN/start              the same for the model of --init_from itself
 OUT/seedN/start/mined        completions of that model, which define the split's hard quarter
 OUT/table.txt, curves.png, summary.json    the comparison over all seeds
+
+Differences between methods are paired by seed and question.
 """
 
 import json
 import pathlib
+import random
 import subprocess
 import sys
 from typing import Any
@@ -37,6 +40,12 @@ flags.DEFINE_list("experiments", [], "which experiments to run; empty: all", fla
 flags.DEFINE_string(
     "split", "test", "split that the experiments are evaluated on", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "hard_quarter",
+    True,
+    "sample answers of the starting model to every question, to find the split's hard quarter",
+    flag_values=FLAGS,
+)
 
 
 def main(arguments: flags.FlagValues) -> None:
@@ -57,8 +66,9 @@ def main(arguments: flags.FlagValues) -> None:
             f"--config.data.data_dir={data}",
             f"--config.seed={seed}",
         ]
-        _run_seed(out / f"seed{seed}", common, start, experiments, f"--split={arguments.split}")
-    _compare(out, seeds, ["start", *experiments])
+        folder, split = out / f"seed{seed}", f"--split={arguments.split}"
+        _run_seed(folder, common, start, experiments, split, arguments.hard_quarter)
+    _compare(out, seeds, ["start", *experiments], arguments.hard_quarter)
     print(out)
 
 
@@ -90,6 +100,7 @@ def _run_seed(
     start: str,
     experiments: dict[str, tuple[str, ...]],
     split: str,
+    hard_quarter: bool,
 ) -> None:
     """Evaluates the model at `start`, then trains and evaluates every experiment.
 
@@ -98,6 +109,7 @@ def _run_seed(
         common: flags that all commands get.
         start: the model that the experiments start from.
         split: flag that names the split.
+        hard_quarter: whether to mine the split with the model at `start`.
     """
 
     def run_unless_done(command: str, last_file: pathlib.Path, checkpoint: object) -> None:
@@ -106,7 +118,8 @@ def _run_seed(
             _run_command(command, *common, *flags)
 
     run_unless_done("evaluate", folder / "start" / "metrics.json", start)
-    run_unless_done("mine", folder / "start" / "mined" / "table.npz", start)
+    if hard_quarter:
+        run_unless_done("mine", folder / "start" / "mined" / "table.npz", start)
     for name, fields in experiments.items():
         metrics, run = folder / name / "metrics.json", folder / "runs" / name
         if not metrics.exists():
@@ -125,13 +138,15 @@ def _run_command(*words: str) -> None:
         sys.exit(code)
 
 
-def _compare(out: pathlib.Path, seeds: list[str], names: list[str]) -> None:
+def _compare(out: pathlib.Path, seeds: list[str], names: list[str], hard_quarter: bool) -> None:
     """Writes table.txt, curves.png and summary.json, and prints the table.
 
     Args:
         names: the rows of the table: `start`, then the experiments.
+        hard_quarter: whether the table has a column for it.
     """
-    from aesthetic_jax.rl.metrics import format_seeds
+    from aesthetic_jax.rl.metrics import format_differences, format_seeds
+    from aesthetic_jax.training.comparison import compare_methods
     from aesthetic_jax.training.curves import draw_curves, read_log
 
     folders = [out / f"seed{seed}" for seed in seeds]
@@ -139,15 +154,27 @@ def _compare(out: pathlib.Path, seeds: list[str], names: list[str]) -> None:
         name: [json.loads((folder / name / "metrics.json").read_text()) for folder in folders]
         for name in names
     }
+    places = {name: [folder / name for folder in folders] for name in names}
+    experiments = {name: places[name] for name in names[1:]}
+    to_start = compare_methods(places, "start")
+    to_first = compare_methods(experiments, names[1])
     hard = {
         name: [_exact_on_hard_quarter(x / "start" / "mined", x / name) for x in folders]
-        for name in names
+        for name in (names if hard_quarter else ())
     }
     logs = {name: [read_log(x / "runs" / name) for x in folders] for name in names[1:]}
     draw_curves(logs, out / "curves.png")
-    table = format_seeds(metrics, hard)
+    columns = list(metrics["start"][0]["dimensions"])
+    blocks = [format_differences(x, columns) for x in (to_start, to_first) if x]
+    table = "\n".join([format_seeds(metrics, hard), *blocks])
     (out / "table.txt").write_text(table + "\n")
-    summary = {"seeds": seeds, "experiments": metrics, "exact_on_hard_quarter": hard}
+    summary = {
+        "seeds": seeds,
+        "experiments": metrics,
+        "exact_on_hard_quarter": hard,
+        "differences": to_start,
+        "differences_between_experiments": to_first,
+    }
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(table)
 
@@ -155,15 +182,27 @@ def _compare(out: pathlib.Path, seeds: list[str], names: list[str]) -> None:
 def _exact_on_hard_quarter(mined: pathlib.Path, results: pathlib.Path) -> float:
     """Share of exact answers on the quarter of the samples that the first model solved least often.
 
+    Difficulty comes from completions that the first model samples. Scored answers are greedy, so
+    the two share no noise. Still, that model's failures choose the quarter: compare the experiments
+    there with each other, not with `start`.
+
     Args:
         mined: folder with completions.jsonl of the first model.
         results: folder with predictions.jsonl of the experiment.
     """
-    rates = {row["id"]: row["exact"] for row in _read_lines(mined / "completions.jsonl")}
-    hardest = sorted(rates, key=lambda name: (rates[name], name))[: max(1, len(rates) // 4)]
-    rows = {row["id"]: row for row in _read_lines(results / "predictions.jsonl")}
+    from aesthetic_jax.training.comparison import read_predictions
+
+    lines = (mined / "completions.jsonl").read_text().splitlines()
+    hardest = hardest_quarter({row["id"]: row["exact"] for row in map(json.loads, lines)})
+    rows = {row["id"]: row for row in read_predictions(results)}
     return sum(rows[name]["predicted"] == rows[name]["answer"] for name in hardest) / len(hardest)
 
 
-def _read_lines(file: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def hardest_quarter(rates: dict[str, float]) -> list[str]:
+    """Names of the quarter with the lowest rates; a fixed random order breaks ties.
+
+    The order of names can't break ties: it may follow dimension, time or source of the samples.
+    """
+    names = sorted(rates)
+    random.Random(0).shuffle(names)
+    return sorted(names, key=rates.__getitem__)[: max(1, len(names) // 4)]

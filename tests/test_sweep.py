@@ -2,8 +2,11 @@
 
 import json
 import pathlib
+import shutil
 
 import pytest
+
+from aesthetic_jax.sweep import hardest_quarter
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 SWEEP = """
@@ -73,7 +76,12 @@ def test_a_sweep_compares_its_experiments_and_skips_finished_ones(
     assert summary["experiments"]["mined"] == [metrics]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = [line.split()[0] for line in (out / "table.txt").read_text().splitlines()]
-    assert rows == ["exact", "start", "plain", "mined", "best"]
+    scores = ["exact", "start", "plain", "mined", "best"]
+    assert rows == [*scores, "difference", "plain", "mined", "difference", "mined"]
+    assert {x["against"] for x in summary["differences"].values()} == {"start"}
+    (between,) = summary["differences_between_experiments"].values()
+    values = [summary["experiments"][x][0]["overall"]["exact"]["value"] for x in ("mined", "plain")]
+    assert between["overall"]["value"] == pytest.approx(values[0] - values[1])
     assert len(list(out.glob("seed*/runs/*/metrics.jsonl"))) == 2
 
     files = [file for file in out.rglob("*") if file.suffix in (".json", ".jsonl")]
@@ -83,6 +91,22 @@ def test_a_sweep_compares_its_experiments_and_skips_finished_ones(
     assert again.stderr == ""  # no command was run
     del times[out / "summary.json"]
     assert all(file.stat().st_mtime_ns == time for file, time in times.items())
+
+    shutil.rmtree(out / "seed0" / "start" / "mined")
+    without = command(*words(sweep_file, source, out, "--nohard_quarter"))
+    assert without.stderr == ""  # nothing was mined
+    assert "hard quarter" in result.stdout
+    assert "hard quarter" not in without.stdout
+
+
+def test_ties_at_the_border_of_the_hard_quarter_are_broken_at_random():
+    rates = {f"{i:03d}": 0.0 if i >= 180 else 0.5 for i in range(200)}
+    hardest = hardest_quarter(rates)
+    assert len(hardest) == 50
+    assert {name for name in rates if rates[name] == 0} < set(hardest)
+    ties = [int(name) for name in hardest if rates[name]]
+    assert 60 < sum(ties) / len(ties) < 120  # by name they would be the first ones: 14.5
+    assert hardest_quarter(dict(reversed(rates.items()))) == hardest
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from aesthetic_jax.data.answers import format_answer, option_letters
 from aesthetic_jax.data.manifest import DIMENSIONS
 from aesthetic_jax.rl.rewards import dpa_reward
 
-METRICS = ("exact", "dpa", "jaccard", "per_option", "answered")
+METRICS = ("exact", "dpa", "jaccard", "per_option", "answered", "letters_named_less_right")
 _RESAMPLES = 1000
-_LABEL, _CELL = 24, 18  # widths of the columns of a printed table
+_LABEL, _CELL = 24, 19  # widths of the columns of a printed table
 
 Answer = frozenset[str] | None
 
@@ -30,9 +30,14 @@ def summarize(
     paper's reading of random guessing); `best_constant` always gives the answer that is right most
     often on these questions, listed as `answer`.
 
+    `letters_named_less_right` is the mean, over the answered questions, of the number of letters
+    named less the number of right letters. It is negative for a model that games the reward
+    `subset` by naming only its surest letters.
+
     Returns:
         {"num_samples", "overall": {metric: {"value", "low", "high"}}, "dimensions": {name: as
-        overall}, "chance": {name: as overall}}: shares in [0, 1], 95 % intervals over samples.
+        overall}, "chance": {name: as overall}}: shares in [0, 1], or letters; 95 % intervals over
+        samples. Numbers of `letters_named_less_right` are None if no question was answered.
     """
     scores = np.array([_score(*x) for x in zip(predicted, gold, num_options, strict=True)])
     names = np.array(dimensions)
@@ -57,7 +62,9 @@ def summarize(
 
 
 def format_table(methods: dict[str, dict[str, Any]]) -> str:
-    """A table of exact match and DPA in percent with 95 % intervals: methods, then chance rows.
+    """A table of exact match, DPA and letters named: methods, then chance rows.
+
+    Exact match and DPA are in percent; all have 95 % intervals.
 
     Args:
         methods: what `summarize` returned for each.
@@ -65,17 +72,20 @@ def format_table(methods: dict[str, dict[str, Any]]) -> str:
     first = next(iter(methods.values()))
     dimensions = list(first["dimensions"])
     lines = [_line("", [*_short_names(dimensions), "overall"])]
-    for metric, title in (("exact", "exact match, %"), ("dpa", "partial credit (DPA), %")):
+    for metric, title, cell in (
+        ("exact", "exact match, %", _cell),
+        ("dpa", "partial credit (DPA), %", _cell),
+        ("letters_named_less_right", "letters named less letters right", _letters_cell),
+    ):
         lines.append(title)
         for name, result in methods.items():
             entries = [result["dimensions"].get(x, {}).get(metric) for x in dimensions]
-            cells = [_cell(x) if x else "" for x in [*entries, result["overall"][metric]]]
+            cells = [cell(x) if x else "" for x in [*entries, result["overall"][metric]]]
             lines.append(_line(f"  {name}", cells))
         for name, result in first["chance"].items():
             answer = f" ({format_answer(result['answer'])})" if "answer" in result else ""
-            lines.append(
-                _line(f"  {name}{answer}", [""] * len(dimensions) + [_cell(result[metric])])
-            )
+            cells = [""] * len(dimensions) + [cell(result[metric])]
+            lines.append(_line(f"  {name}{answer}", cells))
     return "\n".join(lines)
 
 
@@ -84,15 +94,16 @@ def format_seeds(methods: dict[str, list[dict[str, Any]]], hard: dict[str, list[
 
     Args:
         methods: for each, what `summarize` returned for every seed.
-        hard: for each, the share of exact answers on every seed's hard quarter.
+        hard: for each, the share of exact answers on every seed's hard quarter; {}: no such column.
     """
     first = next(iter(methods.values()))
     dimensions = list(first[0]["dimensions"])
-    titles = [*_short_names(dimensions), "overall", "hard quarter", "DPA"]
+    titles = [*_short_names(dimensions), "overall", *(["hard quarter"] if hard else []), "DPA"]
     lines = [_line("exact match, %", titles)]
     for name, seeds in methods.items():
         columns = [[seed["dimensions"][x]["exact"]["value"] for seed in seeds] for x in dimensions]
-        columns += [[seed["overall"]["exact"]["value"] for seed in seeds], hard[name]]
+        columns += [[seed["overall"]["exact"]["value"] for seed in seeds]]
+        columns += [hard[name]] if hard else []
         columns += [[seed["overall"]["dpa"]["value"] for seed in seeds]]
         lines.append(_line(name, list(map(_range_cell, columns))))
     chance = [max(x["exact"]["value"] for x in seed["chance"].values()) for seed in first]
@@ -100,22 +111,47 @@ def format_seeds(methods: dict[str, list[dict[str, Any]]], hard: dict[str, list[
     return "\n".join(lines)
 
 
+def format_differences(differences: dict[str, dict[str, Any]], dimensions: Sequence[str]) -> str:
+    """Rows to print below another table: paired differences in exact match, in percentage points.
+
+    Args:
+        differences: what `compare_methods` returned for methods compared with the same one.
+        dimensions: the columns before "overall".
+    """
+    (against,) = {result["against"] for result in differences.values()}
+    lines = [f"difference to {against}, points"]
+    for name, result in differences.items():
+        entries = [*map(result["dimensions"].get, dimensions), result["overall"]]
+        lines.append(_line(f"  {name}", [_points_cell(x) if x else "" for x in entries]))
+    return "\n".join(lines)
+
+
 def _score(predicted: Answer, gold: frozenset[str], options: int) -> list[float]:
-    """One answer's METRICS."""
+    """One answer's METRICS; NaN for a metric that doesn't count it."""
     variants = ("exact", "subset", "jaccard", "per_option")
     credits = [dpa_reward(predicted, gold, options, variant) for variant in variants]
-    return [*credits, float(predicted is not None)]
+    if predicted is None:
+        return [*credits, 0.0, np.nan]
+    return [*credits, 1.0, float(len(predicted) - len(gold))]
 
 
-def _intervals(scores: Float[np.ndarray, "n 5"]) -> dict[str, dict[str, float]]:
+def _intervals(scores: Float[np.ndarray, "n 6"]) -> dict[str, dict[str, float | None]]:
     """Mean of each of METRICS with its 95 % percentile bootstrap interval over samples."""
     rng = np.random.default_rng(0)
     counts = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=_RESAMPLES)
-    lows, highs = np.percentile(counts @ scores / len(scores), [2.5, 97.5], axis=0)
-    return {
-        name: {"value": float(value), "low": float(low), "high": float(high)}
-        for name, value, low, high in zip(METRICS, scores.mean(0), lows, highs, strict=True)
-    }
+    entries = {}
+    for name, column in zip(METRICS, scores.T, strict=True):
+        counted = ~np.isnan(column)
+        if not counted.any():
+            entries[name] = dict.fromkeys(("value", "low", "high"))
+            continue
+        weights = counts[:, counted]
+        weights = weights[weights.any(axis=1)]  # a resample may hold no sample that counts
+        means = weights @ column[counted] / weights.sum(1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        value = column[counted].mean()
+        entries[name] = {"value": float(value), "low": float(low), "high": float(high)}
+    return entries
 
 
 def _subsets(options: int) -> list[frozenset[str]]:
@@ -128,7 +164,7 @@ def _expected_scores(
     answers: Callable[[int], Sequence[frozenset[str]]],
     gold: Sequence[frozenset[str]],
     num_options: Sequence[int],
-) -> Float[np.ndarray, "n 5"]:
+) -> Float[np.ndarray, "n 6"]:
     """Expected METRICS of drawing uniformly from `answers(number of options)`."""
     questions = list(zip(gold, num_options, strict=True))
     expected = {
@@ -148,6 +184,22 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 def _cell(entry: dict[str, float]) -> str:
     return f"{100 * entry['value']:.1f} [{100 * entry['low']:.0f}, {100 * entry['high']:.0f}]"
+
+
+def _letters_cell(entry: dict[str, float | None]) -> str:
+    if entry["value"] is None:
+        return "-"
+    return f"{entry['value']:+.2f} [{entry['low']:+.1f}, {entry['high']:+.1f}]"
+
+
+def _points_cell(entry: dict[str, float]) -> str:
+    low, high = (_bound(100 * entry[name]) for name in ("low", "high"))
+    return f"{100 * entry['value']:+.1f} [{low}, {high}]"
+
+
+def _bound(points: float) -> str:
+    """A bound with one decimal; without, where it would not fit the column."""
+    return f"{points:+.1f}" if abs(points) < 9.95 else f"{points:+.0f}"
 
 
 def _range_cell(values: Sequence[float]) -> str:

@@ -26,7 +26,7 @@ class Scores(NamedTuple):
     """Rewards of a rollout and their parts, on the host."""
 
     reward: Float[np.ndarray, "B G"]  # the weighted total
-    dpa: Float[np.ndarray, "B G"]  # partial credit, annealed towards exact match if configured
+    dpa: Float[np.ndarray, "B G"]  # partial credit, annealed and gated if configured
     format: Float[np.ndarray, "B G"]  # 1 where the completion has the exact form
     exact: Float[np.ndarray, "B G"]  # 1 where the answer set is right
 
@@ -117,24 +117,30 @@ def compute_rewards(
 ) -> Scores:
     """Rewards of a rollout: accuracy_weight * DPA + format_weight * format.
 
+    With the gate `exact`, DPA is 0 for a whole group in which no completion is exactly right.
+    Without it, partial credit alone ranks such a group, often by lucky guesses, and scaling by the
+    group's standard deviation gives the group full weight. With it, only the format gives a
+    gradient.
+
     Args:
         texts: completions [B][G].
         answers: bit masks of the right answers, as `answer_mask` makes them.
         num_options: candidates of each prompt.
         config: a config's `reward`. With `dpa_anneal`, DPA moves linearly from `variant` to exact
-            match over training.
+            match over training. `gate` is "off" or "exact".
         progress: completed share of training, in [0, 1].
     """
-    parts = np.zeros((4, len(texts), len(texts[0])), np.float32)
+    partial, exact, form = np.zeros((3, len(texts), len(texts[0])), np.float32)
     anneal = progress if config.dpa_anneal else 0.0
     for b, group in enumerate(texts):
         gold, options = mask_letters(int(answers[b])), int(num_options[b])
         for g, text in enumerate(group):
             predicted = parse_answer(text, options)
-            exact = dpa_reward(predicted, gold, options, "exact")
-            partial = dpa_reward(predicted, gold, options, config.variant)
-            dpa = (1 - anneal) * partial + anneal * exact
-            form = format_reward(text, options)
-            total = config.accuracy_weight * dpa + config.format_weight * form
-            parts[:, b, g] = total, dpa, form, exact
-    return Scores(*parts)
+            exact[b, g] = dpa_reward(predicted, gold, options, "exact")
+            partial[b, g] = dpa_reward(predicted, gold, options, config.variant)
+            form[b, g] = format_reward(text, options)
+    dpa = (1 - anneal) * partial + anneal * exact
+    if config.gate == "exact":
+        dpa *= exact.any(axis=1, keepdims=True)
+    total = config.accuracy_weight * dpa + config.format_weight * form
+    return Scores(total, dpa, form, exact)

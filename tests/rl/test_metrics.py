@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from aesthetic_jax.data.manifest import DIMENSIONS
-from aesthetic_jax.rl.metrics import METRICS, format_table, summarize
+from aesthetic_jax.rl.metrics import METRICS, format_seeds, format_table, summarize
 
 
 def questions(n=400, seed=0):
@@ -22,6 +22,7 @@ def test_values_of_a_small_case():
         "jaccard": (1 + 1 / 3) / 4,
         "per_option": (1 + 0 + 1 / 2 + 3 / 4) / 4,
         "answered": 3 / 4,
+        "letters_named_less_right": (0 + 0 - 1) / 3,
     }
     assert values == pytest.approx(expected)
     assert list(result["dimensions"]) == list(DIMENSIONS[:2])
@@ -73,3 +74,38 @@ def test_table_names_everything_and_fits():
         assert word in table
     assert max(map(len, table.splitlines())) <= 120
     assert set(METRICS) == set(methods["sft"]["overall"])
+
+
+def test_the_hard_quarter_is_a_column_where_it_is_known():
+    dimensions, gold, options = questions()
+    seeds = {"start": [summarize(dimensions, gold, gold, options)]}
+    with_column = format_seeds(seeds, {"start": [0.25]}).splitlines()
+    without = format_seeds(seeds, {}).splitlines()
+    assert "hard quarter" in with_column[0]
+    assert "25.0 [25, 25]" in with_column[1]
+    assert "hard quarter" not in without[0]
+    assert len(without[0]) == len(without[1])
+
+
+def letters(predicted, gold):
+    result = summarize([DIMENSIONS[0]] * len(gold), predicted, gold, [4] * len(gold))
+    return result["overall"]["letters_named_less_right"], result
+
+
+def test_naming_only_the_surest_letter_shows_as_fewer_letters():
+    _, gold, _ = questions()
+    gold = [x for x in gold if len(x) >= 2]
+    entry, result = letters([frozenset(sorted(x)[:1]) for x in gold], gold)
+    assert entry["value"] == pytest.approx(1 - np.mean([len(x) for x in gold]))
+    assert entry["low"] < entry["value"] < entry["high"] < 0
+    chance = result["chance"]["uniform"]["letters_named_less_right"]
+    assert chance["value"] == pytest.approx(2 - np.mean([len(x) for x in gold]))
+
+
+def test_unanswered_questions_name_no_letters_and_count_nowhere():
+    _, gold, _ = questions(40)
+    entry, _ = letters([None] * 39 + [gold[-1] | {"A"}], gold)
+    assert entry["value"] == entry["low"] == entry["high"] == len({"A"} - gold[-1])
+    entry, result = letters([None] * 40, gold)
+    assert entry == {"value": None, "low": None, "high": None}
+    assert "letters named less letters right" in format_table({"sft": result})

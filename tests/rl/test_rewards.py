@@ -187,3 +187,34 @@ def test_rewards_follow_the_variant_and_difficulty_the_exact_answer(text, reward
     config.dpa_anneal = True  # at the end of training only the exact answer counts
     at_the_end = compute_rewards([[text]], np.array([0b101]), np.array([4]), config, 1.0)
     np.testing.assert_allclose(at_the_end.reward, 0.9 * exact + 0.1 * at_the_end.format, rtol=1e-6)
+
+
+def rewards_of(gate, groups, progress=0.0, anneal=False):
+    """Scores of groups of answers to questions whose right answer is A, C."""
+    config = grpo_config().reward
+    config.variant, config.gate, config.dpa_anneal = "subset", gate, anneal
+    texts = [[f"<think>x</think><answer>{x}</answer>" for x in group] for group in groups]
+    masks, options = np.full(len(groups), 0b101), np.full(len(groups), 4)
+    return compute_rewards(texts, masks, options, config, progress)
+
+
+@given(
+    st.lists(st.lists(answers, min_size=3, max_size=3), min_size=1, max_size=4),
+    st.floats(0, 1),
+)
+def test_the_gate_opens_where_some_completion_is_exact(groups, progress):
+    texts = [[format_answer(x) for x in group] for group in groups]
+    plain, gated = (rewards_of(x, texts, progress, anneal=True) for x in ("off", "exact"))
+    is_open = plain.exact.any(axis=1)
+    for name in plain._fields:
+        ours, theirs = getattr(gated, name), getattr(plain, name)
+        np.testing.assert_array_equal(ours[is_open], theirs[is_open])
+    assert not gated.dpa[~is_open].any()
+    np.testing.assert_array_equal(gated.exact, plain.exact)  # difficulty doesn't follow the gate
+    np.testing.assert_array_equal(gated.format, plain.format)
+
+
+def test_a_gated_group_of_lucky_partial_answers_gives_no_gradient():
+    scores = rewards_of("exact", [["A", "B"], ["A", "A,C"]])
+    np.testing.assert_allclose(scores.reward, [[0.1, 0.1], [0.55, 1.0]], rtol=1e-6)
+    assert np.ptp(rewards_of("off", [["A", "B"]]).reward) > 0
