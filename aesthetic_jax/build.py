@@ -5,9 +5,10 @@ aesthetic-jax build --manifest=gs://BUCKET/manifest.jsonl --out=gs://BUCKET/data
   --beam_runner=DataflowRunner \\
   --beam_options=project=PROJECT,region=REGION,temp_location=gs://BUCKET/tmp
 
-Every image is decoded once, to check it. After an interruption, the same command keeps the complete
-shards. Processes on this machine write the shards, or with --beam_runner the workers of Apache
-Beam, which need this package and access to both paths.
+Every image is decoded once, to check it. A scenes.jsonl beside the manifest is checked and then
+copied into the data set's folder, for `evaluate`. After an interruption, the same command keeps the
+complete shards. Processes on this machine write the shards, or with --beam_runner the workers of
+Apache Beam, which need this package and access to both paths.
 """
 
 import concurrent.futures
@@ -70,9 +71,11 @@ def main(arguments: flags.FlagValues) -> None:
 
     from aesthetic_jax.data.dataset import NAME, VERSION, plan_shards
     from aesthetic_jax.data.manifest import SPLITS, read_manifest
+    from aesthetic_jax.data.scenes.facts_file import find_scenes
 
     samples = read_manifest(manifest)
     out, source = epath.Path(out).expanduser(), str(epath.Path(manifest).parent)
+    find_scenes(source, ids=())  # refuses a malformed file before anything is written
     version = out / NAME / VERSION
     sizes = {split: sum(sample.split == split for sample in samples) for split in SPLITS}
     counts = ", ".join(f"{split} {size}" for split, size in sizes.items() if size)
@@ -101,6 +104,7 @@ def _check_same(version: "epath.Path", source: str, samples: Sequence["Sample"])
 
     from aesthetic_jax.data.dataset import damaged_shard, fingerprint, read_digest
     from aesthetic_jax.data.manifest import SPLITS
+    from aesthetic_jax.data.scenes.facts_file import SCENES, scenes_bytes
 
     try:
         stored = json.loads((version / "metadata.json").read_text())["fingerprint"]
@@ -112,6 +116,12 @@ def _check_same(version: "epath.Path", source: str, samples: Sequence["Sample"])
     if damaged:
         raise UserError(
             f"{version / damaged}: is damaged or missing; remove {version} and build again"
+        )
+    scenes = scenes_bytes(source)
+    if scenes is not None and scenes != scenes_bytes(str(version)):
+        raise UserError(
+            f"{version / SCENES}: is missing, or not the one beside the manifest; "
+            f"remove {version} and build again"
         )
     ordered = [sample for split in SPLITS for sample in samples if sample.split == split]
     bar = tqdm(ordered, desc="comparing", unit="sample", disable=None)
@@ -131,6 +141,7 @@ def _build(
             samples are kept for the next run.
     """
     from aesthetic_jax.data.dataset import finish, read_description, read_descriptions
+    from aesthetic_jax.data.scenes.facts_file import copy_scenes
 
     unfinished = version.parent / "unfinished"
     _prepare_folder(unfinished, source, shards)
@@ -153,6 +164,7 @@ def _build(
         more = f" ({others} more bad sample{plural}; --max_rejects=SHARE leaves them out)"
         raise UserError(rejects[0]["reason"] + (more if others else ""))
     (unfinished / "plan.json").unlink()
+    copy_scenes(source, str(unfinished))
     finish(str(unfinished), shards, str(version))
     return len(rejects)
 

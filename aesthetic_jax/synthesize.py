@@ -1,4 +1,4 @@
-"""Renders synthetic samples: images and a manifest.jsonl.
+"""Renders synthetic samples: images, a manifest.jsonl, and scenes.jsonl with the images' facts.
 
 aesthetic-jax synthesize --out=shop --num=500 --image_size=112
 aesthetic-jax synthesize --out=own --products=cutouts --backgrounds=photos --splits=0.9,0.05,0.05
@@ -8,6 +8,7 @@ nothing at --out.
 """
 
 import functools
+import json
 import multiprocessing
 import os
 import pathlib
@@ -30,9 +31,15 @@ flags.DEFINE_list(
 flags.DEFINE_list(
     "strength", ["0.3", "1.0"], "range that the strength of flaws is drawn from", flag_values=FLAGS
 )
+flags.DEFINE_bool(
+    "describe",
+    False,
+    "make descriptions: samples of one image and its description, to pretrain on",
+    flag_values=FLAGS,
+)
 flags.DEFINE_float(
     "thorough",
-    0.0,
+    1.0,
     "share of chains of thought that describe every image in all dimensions",
     lower_bound=0.0,
     upper_bound=1.0,
@@ -66,8 +73,12 @@ def main(arguments: flags.FlagValues) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
     splits = _assign_splits(arguments.seed, shares, arguments.num)
-    samples = _render(partial, settings, splits, arguments.workers)
-    write_manifest(samples, str(partial / "manifest.jsonl"))
+    make = "make_description" if arguments.describe else "make_sample"
+    write = functools.partial(_write_sample, str(partial), make, settings)
+    rendered = _render(write, splits, arguments.workers)
+    write_manifest([sample for sample, _ in rendered], str(partial / "manifest.jsonl"))
+    lines = "".join(json.dumps(line) + "\n" for _, line in rendered)
+    (partial / "scenes.jsonl").write_text(lines)
     if target.exists():
         target.rmdir()
     partial.rename(target)
@@ -89,10 +100,17 @@ def _check_flags(arguments: flags.FlagValues) -> tuple[list[float], dict[str, An
 
     from aesthetic_jax.data.scenes.products import read_cutout, read_photo
 
-    return shares, {
+    settings = {
         "seed": arguments.seed,
         "size": arguments.image_size,
         "strength": (low, high),
+    }
+    if arguments.describe:
+        for flag in ("products", "backgrounds"):
+            if arguments[flag].value:
+                raise UserError(f"--{flag}: doesn't go with --describe; leave one of the two out")
+        return shares, settings
+    return shares, settings | {
         "thorough": arguments.thorough,
         "cutouts": _read_folder("products", arguments.products, read_cutout),
         "backdrops": _read_folder("backgrounds", arguments.backgrounds, read_photo),
@@ -138,29 +156,36 @@ def _assign_splits(seed: int, shares: Sequence[float], num: int) -> list[str]:
     return [SPLITS[i] for i in np.searchsorted(bounds, rng.permutation(num), side="right")]
 
 
-def _render(
-    folder: pathlib.Path, settings: dict[str, Any], splits: list[str], workers: int
-) -> list:
-    """Renders one sample for each entry of `splits`, in processes; returns their Samples."""
+def _render(write: Callable, splits: list[str], workers: int) -> list:
+    """Calls `write` for each numbered entry of `splits`, in processes; returns what it returned."""
     from tqdm import tqdm
 
-    write = functools.partial(_write_sample, str(folder), settings)
     # Fresh processes: a fork of a process with threads may hang.
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         samples = pool.imap(write, enumerate(splits), chunksize=16)
         return list(tqdm(samples, total=len(splits), desc="rendering", unit="sample", disable=None))
 
 
-def _write_sample(folder: str, settings: dict[str, Any], numbered_split: tuple[int, str]) -> Any:
-    """Renders sample (number, split) and writes its images; returns its Sample."""
+def _write_sample(
+    folder: str, make: str, settings: dict[str, Any], numbered_split: tuple[int, str]
+) -> tuple[Any, dict[str, Any]]:
+    """Renders sample (number, split) and writes its images; returns its Sample and its facts.
+
+    Args:
+        folder: the data set's folder.
+        make: name of the function in `sample.py` that renders.
+        settings: its arguments that all samples have in common.
+        numbered_split: the sample's number and split.
+    """
     from aesthetic_jax.data.manifest import Sample
-    from aesthetic_jax.data.scenes.sample import make_sample
+    from aesthetic_jax.data.scenes import sample
+    from aesthetic_jax.data.scenes.facts import scene_line
 
     number, split = numbered_split
     name = f"{number + 1:06d}"
-    rendered = make_sample(number=number, **settings)
+    rendered = getattr(sample, make)(number=number, **settings)
     (pathlib.Path(folder) / "images" / name).mkdir()
-    paths = [f"images/{name}/{image}.jpg" for image in _IMAGES]
+    paths = [f"images/{name}/{image}.jpg" for image in _IMAGES[: len(rendered.images)]]
     for path, image in zip(paths, rendered.images, strict=True):
         (pathlib.Path(folder) / path).write_bytes(image)
     return Sample(
@@ -171,4 +196,5 @@ def _write_sample(folder: str, settings: dict[str, Any], numbered_split: tuple[i
         candidates=tuple(paths[1:]),
         answer=rendered.answer,
         reasoning=rendered.reasoning,
-    )
+        question=rendered.question,
+    ), scene_line(name, rendered.facts)

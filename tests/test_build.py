@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from aesthetic_jax.data.manifest import DIMENSIONS, Sample, write_manifest
-from aesthetic_jax.data.records import open_records
+from aesthetic_jax.data.records import data_folder, open_records
+from aesthetic_jax.data.scenes.facts_file import find_scenes
 
 
 def build(manifest, out, *flags):
@@ -86,6 +87,49 @@ def test_a_manifest_becomes_a_data_set_once(source, tmp_path):
         == f"{out}/screening/1.0.0: holds this data set already; train 10, validation 5, test 5\n"
     )
     assert snapshot(out) == before
+
+
+IMAGE = {"kind": "jar", "body": "red", "label": "blue", "cap": None, "light": "left", "flaws": []}
+
+
+def write_scenes(source):
+    """A scenes.jsonl beside the manifest."""
+    images = dict.fromkeys(("original", *"ABCD"), IMAGE)
+    rows = [json.dumps({"id": f"s{number}", "images": images}) for number in range(20)]
+    (source / "scenes.jsonl").write_text("\n".join(rows) + "\n")
+
+
+def test_scenes_are_copied_beside_the_records(source, tmp_path):
+    path, out, plain = source / "manifest.jsonl", tmp_path / "out", tmp_path / "plain"
+    assert build(path, plain, "--workers=1").returncode == 0
+    write_scenes(source)
+    run = build(path, out, "--workers=1")
+    assert (run.returncode, run.stderr) == (0, "")
+    with_scenes, without = out / "screening" / "1.0.0", plain / "screening" / "1.0.0"
+    copy = with_scenes / "scenes.jsonl"
+    assert copy.read_bytes() == (source / "scenes.jsonl").read_bytes()
+    names = {file.name for file in without.iterdir()}
+    assert {file.name for file in with_scenes.iterdir()} == names | {"scenes.jsonl"}
+    for name in names - {"checksums.txt", "dataset_info.json"}:
+        assert (with_scenes / name).read_bytes() == (without / name).read_bytes()
+    assert data_folder(data_dir=str(out)) == data_folder(data_dir=str(with_scenes))
+    assert find_scenes(data_folder(data_dir=str(out)), ["s7"])
+    assert find_scenes(data_folder(data_dir=str(plain)), ["s7"]) is None
+    assert find_scenes(data_folder(str(path)), ["s7"])
+
+    assert "holds this data set already" in build(path, out, "--workers=1").stdout
+    refused(build(path, plain, "--workers=1"), f"{without}/scenes.jsonl: is missing, or not the")
+    copy.write_text(copy.read_text().replace("red", "blue"))
+    refused(build(path, out, "--workers=1"), f"{copy}: is damaged or missing", "build again")
+
+
+def test_malformed_scenes_are_refused_before_anything_is_written(source, tmp_path):
+    write_scenes(source)
+    file = source / "scenes.jsonl"
+    file.write_text(file.read_text().replace("left", "top"))
+    run = build(source / "manifest.jsonl", tmp_path / "out", "--workers=1")
+    refused(run, f"{file}: line 1: image 'original': field 'light' must be left or right")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("what", ["pixels", "manifest"])

@@ -131,6 +131,26 @@ def test_a_clean_data_set(command, clean, tmp_path):
     ]
 
 
+def test_descriptions_are_counted(command, run, tmp_path):
+    words = ("--describe", "--num=8", "--image_size=56", "--workers=1", "--splits=1,0,0")
+    assert command("synthesize", f"--out={tmp_path / 'in'}", *words).returncode == 0
+    config = ["--config=configs/quickstart.py:pretrain", "--config.data.max_images=1"]
+    config += [f"--config.init_from={run}", "--config.data.prompt_buckets=(256,)"]
+    source = f"--manifest={tmp_path / 'in' / 'manifest.jsonl'}"
+    result = command("inspect", source, *config, f"--out={tmp_path / 'out'}")
+    assert (result.returncode, result.stderr) == (0, "")
+    overall = json.loads((tmp_path / "out" / "inspect.json").read_text())["overall"]
+    assert (overall["samples"], overall["images"]) == (8, 8)
+    assert overall["options"] == {"0": 8}
+    assert overall["answers"] == {"None": 8}
+    assert overall["passing"] == {}
+    assert overall["reasoning"] == overall["questions"] == 1
+    assert overall["tiles"]["max"] == 1
+    assert overall["too_large"]["images"] == overall["too_large"]["prompt"] == 0
+    assert "passes, of the samples" not in result.stdout
+    assert (tmp_path / "out" / "contact_sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_planted_faults_are_found(command, planted, tmp_path):
     manifest, names, broken = planted
     result = command("inspect", f"--manifest={manifest}", f"--out={tmp_path}", "--workers=3")

@@ -80,11 +80,12 @@ def _table(columns: list[dict[str, Any]], overall: dict[str, Any]) -> list[_Row]
         row(f"  {x}", lambda c, x=x: f"{c['passing'][x]:.0%}" if x in c["passing"] else "-")
         for x in overall["passing"]
     ]
+    if passing:  # descriptions have no options
+        passing.insert(0, ("passes, of the samples with that option", []))
     rows = [
         row("samples", lambda x: f"{x['samples']:,}"),
         *counts("dimensions", "samples"),
         *counts("answers", "samples"),
-        ("passes, of the samples with that option", []),
         *passing,
         *counts("options", "samples"),
         row("with reasoning", lambda x: f"{x['reasoning']:.0%}"),

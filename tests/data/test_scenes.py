@@ -7,12 +7,35 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from aesthetic_jax.data.manifest import DIMENSIONS
-from aesthetic_jax.data.scenes.flaws import FLAWS, Flaw
+from aesthetic_jax.data.prompts import completion_text
+from aesthetic_jax.data.scenes.chains import read_chain
+from aesthetic_jax.data.scenes.facts_file import ImageFacts
+from aesthetic_jax.data.scenes.flaws import BREAKS, PARTS, Flaw
 from aesthetic_jax.data.scenes.products import cutout_product, draw_product, random_product
 from aesthetic_jax.data.scenes.render import random_scene, render
-from aesthetic_jax.data.scenes.sample import make_sample
+from aesthetic_jax.data.scenes.sample import make_description, make_sample
 
-SAMPLES = [make_sample(0, number, 40, (0.3, 1.0)) for number in range(400)]
+# What a person would say; the code must agree.
+FORM = ("appearance_deformation",)
+WHOLENESS = ("appearance_deformation", "extension_rationality")
+BROKEN = {
+    **dict.fromkeys(("stretched", "bent", "other_label", "other_colour"), FORM),
+    **dict.fromkeys(("cap_missing", "second_cap", "growth", "label_spill", "cut_off"), WHOLENESS),
+    **dict.fromkeys(("wrong_side", "wrong_length", "missing", "doubled"), ("physical_shadow",)),
+    **dict.fromkeys(("floating", "sunk", "over_edge", "leaning"), ("placement_layout",)),
+}
+PASSES = ("fine.", "good.", "passes.")
+
+
+def breaks(image, dimension):
+    return any(dimension in BROKEN[flaw.name] for flaw in image.flaws)
+
+
+def names_of(image):
+    return frozenset(flaw.name for flaw in image.flaws)
+
+
+SAMPLES = [make_sample(0, number, 40, (0.3, 1.0), thorough=0.0) for number in range(400)]
 
 
 @settings(deadline=None, max_examples=10)
@@ -34,8 +57,7 @@ def test_samples_are_balanced_and_all_answers_occur():
 
 def test_answer_and_reasoning_follow_from_the_flaws():
     for sample in SAMPLES:
-        asked = FLAWS[sample.dimension]
-        failing = [any(flaw.name in asked for flaw in flaws) for flaws in sample.flaws]
+        failing = [breaks(image, sample.dimension) for image in sample.facts[1:]]
         assert sample.answer == tuple(
             letter for letter, fails in zip("ABCD", failing, strict=True) if not fails
         )
@@ -47,16 +69,63 @@ def test_answer_and_reasoning_follow_from_the_flaws():
             )
 
 
-def test_flaws_of_other_dimensions_appear_and_do_not_decide():
-    distracted = [
-        (sample, letter)
-        for sample in SAMPLES
-        for letter, flaws in zip("ABCD", sample.flaws, strict=True)
-        if any(flaw.name not in FLAWS[sample.dimension] for flaw in flaws)
+def test_candidates_fail_by_chosen_flaws_alone():
+    chosen = ("second_cap", "leaning")
+    samples = [make_sample(3, number, 40, (0.3, 1.0), breaking=chosen) for number in range(80)]
+    failing, seen = dict.fromkeys(DIMENSIONS, 0), set()
+    for sample in samples:
+        asked = sample.dimension
+        failing[asked] += 4 - len(sample.answer)
+        flaws = [flaw.name for image in sample.facts[1:] for flaw in image.flaws]
+        assert {name for name in flaws if asked in BREAKS[name]} <= set(chosen)
+        seen |= set(flaws)
+    assert len(seen) > 10  # distractors aren't restricted
+    assert failing.pop("physical_shadow") == 0  # no chosen flaw breaks it
+    assert all(20 < count < 60 for count in failing.values())
+
+
+def test_what_a_flaw_breaks_depends_on_its_name():
+    assert BREAKS == BROKEN
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+def test_flaws_of_other_dimensions_appear_and_never_break_the_asked_one(dimension):
+    samples = [sample for sample in SAMPLES if sample.dimension == dimension]
+    passing = [
+        image
+        for sample in samples
+        for letter, image in zip("ABCD", sample.facts[1:], strict=True)
+        if letter in sample.answer
     ]
-    assert 0.7 < len(distracted) / (4 * len(SAMPLES)) < 0.85
-    passing = np.mean([letter in sample.answer for sample, letter in distracted])
-    assert abs(passing - 0.5) < 4 * 0.5 / np.sqrt(len(distracted))
+    assert not any(breaks(image, dimension) for image in passing)
+    distracted = np.mean([bool(image.flaws) for image in passing])
+    assert distracted > 0.5
+    names = {flaw.name for image in passing for flaw in image.flaws}
+    unclear = {"missing"} if dimension == "placement_layout" else set()
+    assert names == {name for name in BROKEN if dimension not in BROKEN[name]} - unclear
+    for sample in samples:
+        for image in sample.facts:
+            parts = [part for part, flaws in PARTS.items() for x in image.flaws if x.name in flaws]
+            assert len(parts) == len(set(parts))
+        assert not sample.facts[0].flaws
+
+
+def test_a_description_tells_all_of_its_only_image():
+    samples = [make_description(0, number, 32, (0.5, 1.0)) for number in range(120)]
+    for number, sample in enumerate(samples):
+        assert sample == make_description(0, number, 32, (0.5, 1.0))
+        assert sample.dimension == DIMENSIONS[number % 4]
+        assert (len(sample.images), len(sample.facts), sample.answer) == (1, 1, ())
+        assert len(sample.reasoning.split(", ")) == 9
+        assert sample.question.startswith("Describe Image-1. Does it ")
+        (image,) = sample.facts
+        told = read_chain(completion_text(sample.reasoning, sample.answer))
+        assert told == {"original": ImageFacts(**vars(image) | {"flaws": names_of(image)})}
+        fails = breaks(image, sample.dimension)
+        assert sample.reasoning.endswith(("wrong.", "bad.", "fails.") if fails else PASSES)
+    assert len({sample.question for sample in samples}) == len(DIMENSIONS)
+    seen = {name for sample in samples for name in names_of(sample.facts[0])}
+    assert seen == BROKEN.keys() - {"other_colour", "other_label"}
 
 
 def test_reasoning_is_short_and_of_few_words():
@@ -69,7 +138,7 @@ def test_reasoning_is_short_and_of_few_words():
         for word, dimension in spoken.items():
             assert word not in sample.reasoning or sample.dimension == dimension
     words = [sample.reasoning.split() for sample in SAMPLES]
-    assert max(map(len, words)) <= 60
+    assert max(map(len, words)) <= 72
     assert len({word for chain in words for word in chain}) < 300
     assert all(sample.reasoning.isascii() for sample in SAMPLES)
 
@@ -83,15 +152,15 @@ def test_thorough_samples_tell_what_every_image_shows():
         original, *candidates = sample.reasoning.removesuffix(".").split(". ")
         assert original.startswith("Original: ")
         assert len(original.split(", ")) == 7
-        for letter, sentence, flaws in zip("ABCD", candidates, sample.flaws, strict=True):
+        for letter, sentence, image in zip("ABCD", candidates, sample.facts[1:], strict=True):
             assert sentence.startswith(f"{letter}: ")
             assert len(sentence.split(", ")) == 9
-            names = {flaw.name for flaw in flaws}
+            names = {flaw.name for flaw in image.flaws}
             assert ("floating" in names) == any(word in sentence for word in ("float", "hovers"))
             assert ("cap_missing" in names) == any(
                 word in sentence for word in ("no cap", "cap missing", "cap gone")
             )
-            fails = any(flaw.name in FLAWS[sample.dimension] for flaw in flaws)
+            fails = breaks(image, sample.dimension)
             assert fails == any(word in sentence for word in ("wrong", "bad", "fails"))
 
 
@@ -113,7 +182,7 @@ def test_nothing_but_pixels_tells_the_answer():
     assert 0.4 < area < 0.6
 
 
-@pytest.mark.parametrize("name", [name for names in FLAWS.values() for name in names])
+@pytest.mark.parametrize("name", BROKEN)
 def test_every_flaw_is_visible_and_grows_with_its_strength(name):
     """The strongest form changes the picture more than the weakest, which is still visible."""
     changes = []

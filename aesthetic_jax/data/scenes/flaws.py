@@ -1,22 +1,49 @@
-"""The flaws of each dimension.
+"""The flaws of candidates, and the dimensions that each flaw breaks.
 
-A flaw has a strength in (0, 1]: at 1 it is glaring, at 0.3 a careful person sees it. Flaws of
-appearance and extension change the product's cut-out; flaws of shadow and placement change the
-scene it stands in.
+A flaw has a strength in (0, 1]: at 1 it is glaring, at 0.3 a careful person sees it. Flaws of the
+product change its cut-out; flaws of shadow and placement change the scene it stands in.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from aesthetic_jax.data.scenes.products import COLOURS, Box, Product
 
-FLAWS = {
-    "appearance_deformation": ("stretched", "bent", "other_label", "other_colour", "cap_missing"),
-    "physical_shadow": ("wrong_side", "wrong_length", "missing", "doubled"),
-    "placement_layout": ("floating", "sunk", "over_edge", "leaning"),
-    "extension_rationality": ("second_cap", "growth", "label_spill", "cut_off"),
+# The parts of a picture, and the flaws of each. A picture has at most one flaw of each part.
+PARTS = {
+    "product": (
+        "stretched",
+        "bent",
+        "other_label",
+        "other_colour",
+        "cap_missing",
+        "second_cap",
+        "growth",
+        "label_spill",
+        "cut_off",
+    ),
+    "shadow": ("wrong_side", "wrong_length", "missing", "doubled"),
+    "placement": ("floating", "sunk", "over_edge", "leaning"),
+}
+
+# Appearance asks whether shape, colour, label and cap are kept: every flaw of the product changes
+# one. Extension asks whether the product is whole, with nothing grown on: other shapes or colours
+# leave it whole.
+_EXTENSION = ("cap_missing", "second_cap", "growth", "label_spill", "cut_off")
+_FAILING = {  # {dimension: flaws that break it}
+    "appearance_deformation": PARTS["product"],
+    "physical_shadow": PARTS["shadow"],
+    "placement_layout": PARTS["placement"],
+    "extension_rationality": _EXTENSION,
+}
+# {flaw: dimensions that it breaks}; depends on the flaw's name alone.
+BREAKS = {
+    flaw: tuple(dimension for dimension, flaws in _FAILING.items() if flaw in flaws)
+    for part in PARTS.values()
+    for flaw in part
 }
 
 
@@ -25,7 +52,7 @@ class Flaw:
     """One flaw of one candidate.
 
     Attributes:
-        name: one of FLAWS' names.
+        name: a key of BREAKS.
         strength: in (0, 1].
         side: -1 for left, 1 for right; some flaws have no side.
         colour: the name of the new colour, for flaws that change one.
@@ -38,19 +65,19 @@ class Flaw:
 
 
 def random_flaw(
-    rng: np.random.Generator, dimension: str, product: Product, strength: tuple[float, float]
+    rng: np.random.Generator, names: Sequence[str], product: Product, strength: tuple[float, float]
 ) -> Flaw:
-    """Draws a flaw of a dimension; its colour is none of the product's.
+    """Draws one of the named flaws; its colour is none of the product's.
 
     Args:
         rng: random generator.
-        dimension: the dimension that the flaw violates.
+        names: flaws to choose from.
         product: the product that has the flaw.
         strength: range to draw the strength from.
     """
     taken = {product.colour, product.label, product.cap}
     colour = str(rng.choice([name for name in COLOURS if name not in taken]))
-    name = str(rng.choice(FLAWS[dimension]))
+    name = str(rng.choice(names))
     return Flaw(name, float(rng.uniform(*strength)), int(rng.choice([-1, 1])), colour)
 
 
@@ -126,7 +153,7 @@ def _cap_missing(image: Image.Image, flaw: Flaw, product: Product) -> Image.Imag
 
 def _second_cap(image: Image.Image, flaw: Flaw, product: Product) -> Image.Image:
     cap = image.crop(_pixels(product.cap_box, image))
-    size = 0.3 + 0.25 * flaw.strength
+    size = 0.4 + 0.3 * flaw.strength
     cap = cap.resize((max(2, round(size * image.width)), max(2, round(0.45 * size * image.height))))
     wide = _widen(image, cap.width, cap.width)
     left = wide.width - round(1.25 * cap.width) if flaw.side > 0 else round(0.25 * cap.width)
@@ -182,5 +209,5 @@ _CHANGES = {
 
 
 def change_cutout(image: Image.Image, flaw: Flaw, product: Product) -> Image.Image:
-    """Applies a flaw of appearance or extension to a cut-out; other flaws leave it unchanged."""
+    """Applies a flaw of the product to its cut-out; other flaws leave it unchanged."""
     return _CHANGES[flaw.name](image, flaw, product) if flaw.name in _CHANGES else image

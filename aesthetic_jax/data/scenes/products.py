@@ -54,7 +54,7 @@ class Product:
 
 
 # {kind: (width / height, height in the scene, label box, cap box)}
-_KINDS: dict[str, tuple[float, float, Box, Box]] = {
+KINDS: dict[str, tuple[float, float, Box, Box]] = {
     "bottle": (0.46, 0.60, (0.0, 0.48, 1.0, 0.82), (0.28, 0.0, 0.72, 0.16)),
     "jar": (0.90, 0.44, (0.0, 0.42, 1.0, 0.82), (0.06, 0.0, 0.94, 0.22)),
     "box": (0.74, 0.52, (0.14, 0.34, 0.86, 0.74), (0.0, 0.0, 1.0, 0.16)),
@@ -77,7 +77,7 @@ def draw_product(
         stripes: lines of print on the label.
         height: height of the cut-out in pixels.
     """
-    ratio, _, label_box, cap_box = _KINDS[kind]
+    ratio, _, label_box, cap_box = KINDS[kind]
     size = max(4, round(height * ratio)), height
     image = Image.new("RGBA", size)
     draw = ImageDraw.Draw(image)
@@ -137,10 +137,10 @@ def _scale(box: Box, size: tuple[int, int]) -> Box:
 
 def random_product(rng: np.random.Generator) -> Product:
     """Draws one of the six kinds; body, label and cap have different random colours."""
-    kind = str(rng.choice(list(_KINDS)))
+    kind = str(rng.choice(list(KINDS)))
     colour, label, cap = (str(x) for x in rng.choice(list(COLOURS), size=3, replace=False))
     stripes = int(rng.integers(1, 4))
-    _, height, label_box, cap_box = _KINDS[kind]
+    _, height, label_box, cap_box = KINDS[kind]
     return Product(
         name=kind,
         colour=colour,
