@@ -4,8 +4,10 @@ Example:
   aesthetic-jax evaluate --config=configs/quickstart.py:sft --config.data.data_dir=photos/data \
     --checkpoint=runs/sft --split=test --out=results/sft
 
-Writes OUT/predictions.jsonl and OUT/metrics.json. Prompt settings are those of the checkpoint's
-training. SIGTERM stops it after a batch, with exit code 75; the same command resumes.
+Writes OUT/predictions.jsonl and OUT/metrics.json. If scenes.jsonl stands beside the data, the
+metrics also say how often the chains of thought state the images' facts rightly and wrongly. Prompt
+settings are those of the checkpoint's training. SIGTERM stops it after a batch, with exit code 75;
+the same command resumes.
 """
 
 from absl import flags
@@ -45,6 +47,9 @@ def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: 
     import jax
     from etils import epath
 
+    from aesthetic_jax.data.records import data_folder
+    from aesthetic_jax.data.scenes.facts_file import find_scenes
+    from aesthetic_jax.rl.fidelity import format_facts
     from aesthetic_jax.rl.metrics import format_table
     from aesthetic_jax.training.answering import Answering
     from aesthetic_jax.training.evaluation import evaluate_split
@@ -60,6 +65,7 @@ def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: 
     )
     ids = judge.records.ids()
     ids = ids[: limit or len(ids)]
+    scenes = find_scenes(data_folder(config.data.manifest, config.data.data_dir), ids)
     work = Answering(sampler, judge.records, ids, epath.Path(out), "answering")
     settings = {
         "model": judge.path,
@@ -68,8 +74,10 @@ def _evaluate(config: ConfigDict, checkpoint: str, out: str, split: str, limit: 
         "eval_batch_size": batch_size,
     } | {name: config.data[name] for name in PROMPT_SETTINGS}
     with jax.set_mesh(judge.mesh), preemption_guard() as should_stop:
-        metrics = evaluate_split(work, judge.parameters, settings, should_stop)
+        metrics = evaluate_split(work, judge.parameters, settings, should_stop, scenes)
     if metrics is not None and jax.process_index() == 0:
         print(format_table({epath.Path(checkpoint).name: metrics}))
+        if "facts" in metrics:
+            print(format_facts(metrics["facts"]))
         print(out)
     return metrics is not None

@@ -1,7 +1,8 @@
 """Evaluation: answers a split greedily and scores the answers.
 
 A folder of results holds `evaluation.json` (the settings), `predictions.jsonl` and, written last,
-`metrics.json`. An interrupted evaluation resumes; a finished one is left alone.
+`metrics.json`. For rendered scenes, its "facts" are the fact fidelity of the chains of thought. An
+interrupted evaluation resumes; a finished one is left alone.
 """
 
 import json
@@ -11,7 +12,9 @@ from typing import Any
 import jax
 
 from aesthetic_jax.data.records import Record
+from aesthetic_jax.data.scenes.facts_file import Scenes
 from aesthetic_jax.models.internvl import Parameters
+from aesthetic_jax.rl.fidelity import fact_fidelity
 from aesthetic_jax.rl.metrics import summarize
 from aesthetic_jax.rl.rewards import parse_answer
 from aesthetic_jax.training.answering import (
@@ -51,6 +54,7 @@ def evaluate_split(
     parameters: Parameters,
     settings: dict[str, Any],
     should_stop: Callable[[], bool],
+    scenes: Scenes | None = None,
 ) -> dict[str, Any] | None:
     """Answers a split into a folder and scores the answers.
 
@@ -59,6 +63,7 @@ def evaluate_split(
         settings: everything that the answers depend on, such as the checkpoint; a folder with other
             settings is refused.
         should_stop: from `preemption_guard`.
+        scenes: the facts of the samples' images, to score the chains of thought; None: no scores.
 
     Returns:
         The content of metrics.json; None if it stopped early; the same call then resumes.
@@ -76,13 +81,18 @@ def evaluate_split(
             remove_parts(work.folder)
         return json.loads(metrics_file.read_text())
     answers: list[Row] = []
+    completions: dict[str, str] = {}
 
     def collect(row: Row) -> None:
         answers.append({name: row[name] for name in row if name != "completion"})
+        if scenes is not None:
+            completions[row["id"]] = row["completion"]
 
     if not answer_split(work, parameters, _prediction, collect, should_stop):
         return None
     metrics = summarize_predictions(answers)
+    if scenes is not None:
+        metrics["facts"] = fact_fidelity(completions, scenes)
     if is_first:
         join_parts(work, "predictions.jsonl", _FIELDS)
         write_json(metrics_file, metrics)

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from etils import epath
 
+from aesthetic_jax import evaluate as evaluate_command
+from aesthetic_jax.data.manifest import Sample, write_manifest
 from aesthetic_jax.data.prompts import completion_text
 from aesthetic_jax.data.records import Record
+from aesthetic_jax.data.scenes.facts_file import ImageFacts
 from aesthetic_jax.errors import UserError
-from aesthetic_jax.training import answering, evaluation
+from aesthetic_jax.training import answering, evaluation, judge, sampling
 from aesthetic_jax.training.answering import Answering
+from aesthetic_jax.training.config import base_config
+from aesthetic_jax.training.mesh import make_mesh
 from aesthetic_jax.training.sampling import Sampler
 
 DIMENSION = "physical_shadow"
@@ -26,7 +31,7 @@ def evaluate(monkeypatch):
     """Evaluates ten records in batches of four; every third answer doesn't parse."""
     answered = []
 
-    def sample_records(sampler, parameters, records, ids, *, first_batch=0, title=""):
+    def sample_records(sampler, parameters, records, ids, *, first_batch=0, **_):
         for start in range(first_batch * sampler.batch_size, len(ids), sampler.batch_size):
             answered.append(start // sampler.batch_size)
             yield [
@@ -46,12 +51,14 @@ def evaluate(monkeypatch):
     monkeypatch.setattr(answering, "sample_records", sample_records)
     monkeypatch.setattr(evaluation, "sample_records", sample_records)
 
-    def run(folder, stop_after=None, settings=SETTINGS, ids=None):
+    def run(folder, stop_after=None, settings=SETTINGS, ids=None, scenes=None):
         answered.clear()
         sampler = Sampler(None, None, None, 4, 1, None)
         names = [record.id for record in RECORDS] if ids is None else ids
         work = Answering(sampler, RECORDS, names, epath.Path(folder), "answering")
-        metrics = evaluation.evaluate_split(work, {}, settings, lambda: len(answered) == stop_after)
+        metrics = evaluation.evaluate_split(
+            work, {}, settings, lambda: len(answered) == stop_after, scenes
+        )
         return metrics, list(answered)
 
     return run
@@ -72,6 +79,77 @@ def test_what_is_written(evaluate, tmp_path):
     np.testing.assert_allclose(metrics["overall"]["exact"]["value"], 0.3)
     names = {"evaluation.json", "metrics.json", "predictions.jsonl"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
+
+
+def test_scenes_add_the_fidelity_of_the_chains(evaluate, tmp_path):
+    shown = ImageFacts("jar", "red", "blue", "green", "left", frozenset({"bent"}))
+    scenes = {record.id: {"original": ImageFacts(light="left"), "A": shown} for record in RECORDS}
+    plain, _ = evaluate(tmp_path / "plain")
+    evaluate(tmp_path / "out", 1, scenes=scenes)
+    metrics, _ = evaluate(tmp_path / "out", scenes=scenes)  # the first batch is read back
+    assert "facts" not in plain
+    missed = {"hit_rate": 0.0, "false_alarm_rate": 0.0, "num": 10}
+    assert metrics == plain | {
+        "facts": dict.fromkeys(("kind", "body", "label", "cap"), missed)
+        | {"light": missed | {"num": 20}, "bent": missed | {"false_alarm_rate": None}}
+    }
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == metrics
+
+
+class Listed(list):
+    """Records with their ids, as `open_judge` opens them."""
+
+    def ids(self):
+        return [record.id for record in self]
+
+
+@pytest.fixture
+def command(evaluate, monkeypatch, tmp_path):
+    """The command without a model, on data whose manifest stands in tmp_path."""
+    config = base_config()
+    config.data.manifest = str(tmp_path / "manifest.jsonl")
+    opened = judge.Judge(None, {}, None, make_mesh(config.mesh), Listed(RECORDS), "a model")
+    monkeypatch.setattr(judge, "open_judge", lambda *_: opened)
+    sampler = Sampler(None, None, None, 4, 1, None)
+    monkeypatch.setattr(sampling, "make_sampler", lambda *_, **__: sampler)
+    return lambda out, limit=0: evaluate_command._evaluate(config, "model", str(out), "test", limit)
+
+
+def test_the_command_reads_scenes_beside_the_data(command, tmp_path, capsys):
+    assert command(tmp_path / "plain")
+    assert "facts" not in capsys.readouterr().out
+    image = {"kind": "jar", "body": None, "label": None, "cap": None, "light": "left", "flaws": []}
+    images = dict.fromkeys(("original", *"ABCD"), image)
+    rows = [json.dumps({"id": record.id, "images": images}) + "\n" for record in RECORDS]
+    (tmp_path / "scenes.jsonl").write_text("".join(rows))
+    assert command(tmp_path / "out")
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    missed = {"hit_rate": 0.0, "false_alarm_rate": 0.0, "num": 50}
+    assert metrics.pop("facts") == {"kind": missed, "light": missed}
+    assert metrics == json.loads((tmp_path / "plain" / "metrics.json").read_text())
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in printed[-3:-1]] == [
+        ["kind", "0.0", "0.0", "50"],
+        ["light", "0.0", "0.0", "50"],
+    ]
+    assert printed[-1] == str(tmp_path / "out")
+
+    (tmp_path / "scenes.jsonl").write_text("".join(rows[:-1]))
+    with pytest.raises(UserError, match=r"scenes\.jsonl: lacks 1 of 10 samples, the first is 09;"):
+        command(tmp_path / "short")
+    assert not (tmp_path / "short").exists()
+    assert command(tmp_path / "limited", limit=9)
+
+
+def test_descriptions_are_refused(tmp_path):
+    (tmp_path / "o.jpg").write_bytes(b"")
+    config = base_config()
+    config.data.manifest = str(tmp_path / "manifest.jsonl")
+    sample = Sample("a", "test", DIMENSION, "o.jpg", (), (), "A red jar.", "What is it?")
+    write_manifest([sample], config.data.manifest)
+    said = "the test split has descriptions, without candidates; only samples with an answer"
+    with pytest.raises(UserError, match=said):
+        judge.open_judge(config, str(tmp_path / "run"), "test", "eval_batch_size")
 
 
 @pytest.mark.parametrize("stop_after", [1, 2])
