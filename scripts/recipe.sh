@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Functions for quickstart.sh and reproduce.sh, which source setup.sh first: the recipe up to SFT.
+# Functions for quickstart.sh, reproduce.sh and study.sh, which source setup.sh first: the recipe up
+# to SFT.
 export JAX_COMPILATION_CACHE_DIR="$PWD/.jax_cache" # methods and seeds share compiled programs
 
 synthesize() { # FOLDER NUM SEED FLAGS...: makes a data set in FOLDER/data, unless it exists
@@ -8,20 +9,20 @@ synthesize() { # FOLDER NUM SEED FLAGS...: makes a data set in FOLDER/data, unle
       "${@:4}"
   aesthetic-jax build --manifest="$1/manifest.jsonl" --out="$1/data"
 }
-train() { # RESULTS SEED METHOD DATA INIT_FROM: trains or resumes RESULTS/runs/METHOD
+train() { # RESULTS SEED METHOD DATA INIT_FROM FLAGS...: trains or resumes RESULTS/runs/METHOD
   aesthetic-jax train --config="configs/quickstart.py:$3" --config.seed="$2" \
-    --config.data.data_dir="$4" --config.init_from="$5" --workdir="$1/runs/$3"
+    --config.data.data_dir="$4" --config.init_from="$5" --workdir="$1/runs/$3" "${@:6}"
 }
 
-# The tiny model starts from random weights. Pretraining on chains of thought that describe every
-# image teaches it to see. SFT then mixes two chain-of-thought styles: 60 % discuss only what was
-# asked, 40 % describe every image first. Stage 2 has to find out which style answers better. It
-# trains on 2,940 samples of its own, of which it needs only the answers: a set as small as 500 is
-# memorised.
+# The tiny model starts from random weights. Pretraining on descriptions of single images teaches it
+# to see. SFT teaches it to describe five images, judge each and answer. THOROUGH is the share of
+# chains that describe every image in all dimensions; the others discuss only what was asked. Below
+# 1, SFT teaches a mix of two styles, and most of stage 2's gain comes from choosing one.
+# Stage 2 trains on samples of its own, of which it needs only the answers.
 until_sft() { # RESULTS SEED: makes the data in RESULTS/data and the model in RESULTS/runs/sft
-  synthesize "$1" 4200 "$2" --splits=0.7,0.01,0.29
-  synthesize "$1/pretrain" 10000 "$(($2 + 1000))" --splits=0.98,0.02,0 --thorough=1
-  synthesize "$1/chains" 4200 "$(($2 + 2000))" --splits=0.98,0.02,0 --thorough=0.4
-  train "$1" "$2" pretrain "$1/pretrain/data" ""
+  synthesize "$1" 2100 "$2" --splits=0.38,0.02,0.6
+  synthesize "$1/pretrain" 30000 "$(($2 + 1000))" --splits=0.99,0.01,0 --describe
+  synthesize "$1/chains" 8000 "$(($2 + 2000))" --splits=0.98,0.02,0 --thorough="${THOROUGH:-1}"
+  train "$1" "$2" pretrain "$1/pretrain/data" "" --config.model.tokenizer_data="$1/chains/data"
   train "$1" "$2" sft "$1/chains/data" "$1/runs/pretrain"
 }

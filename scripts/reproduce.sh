@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the effect of hard-case mining at quickstart size over several seeds, about 20 minutes a
+# Measures the effect of hard-case mining at quickstart size over several seeds, about 30 minutes a
 # seed. A second start resumes.
 #   scripts/reproduce.sh [RESULTS_FOLDER] [SEED...]
 set -euo pipefail

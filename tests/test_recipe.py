@@ -107,24 +107,20 @@ def test_a_run_directory_holds_what_it_should(runs):
         assert list(run.glob("events.out.tfevents*"))
     wanted = "reward reward/dpa reward/format exact frac_reward_zero_std groups/no_exact entropy kl"
     wanted += " completions/mean_length completions/clipped_ratio clip_ratio/low clip_ratio/high"
-    wanted += " hard_cases/in_batch hard_cases/pass_rate hard_cases/unseen"
+    wanted += " groups/mixed hard_cases/in_batch hard_cases/pass_rate hard_cases/unseen"
     assert set(wanted.split()) <= log(runs / "hcm_grpo")[0].keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "hcm_grpo"])
 def test_a_killed_run_resumes_bit_for_bit(runs, start, train, train_words, tmp_path, method):
-    """Killed after step 3, it resumes from checkpoint 2, in the middle of a round."""
+    """Killed once checkpoint 2 is whole, it resumes from there, in the middle of a round."""
     run = tmp_path / "run"
     process = start(*train_words(method, run))
-    while (
-        not (run / "metrics.jsonl").exists()
-        or len((run / "metrics.jsonl").read_bytes().splitlines()) < 3
-    ):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    wait_for(process, (run / "checkpoints" / "2").exists)
+    kill(process)
+    shutil.rmtree(run / "checkpoints" / "4", ignore_errors=True)  # where it had come so far
+    assert [x.name for x in (run / "checkpoints").iterdir() if x.name.isdigit()] == ["2"]
     check(train(method, run))
     assert log(run) == log(runs / method)
     ours, theirs = (parameters(x) for x in (run, runs / method))
@@ -174,11 +170,13 @@ def test_kills_in_checkpoints_in_mining_and_anywhere(runs, start, train, train_w
     words = ("hcm_grpo", "--config.hard_cases.mode=two_stage", "--config.hard_cases.mine_step=3")
     words += ("--config.hard_cases.mine_rollouts=2", "--config.checkpoint_every=1")
     quiet, run = tmp_path / "quiet", tmp_path / "run"
-    check(train(words[0], quiet, *words[1:]))
+    result = train(words[0], quiet, *words[1:])
+    check(result)
+    assert sum("hard-case mining: " in line for line in result.stderr.splitlines()) == 1
     rng = np.random.default_rng()  # another instant each time
 
     def parts():
-        return len(list((run / "mined").glob("parts/*.jsonl")))
+        return len(list((run / "mined" / "3").glob("parts/*.jsonl")))
 
     for happened, wait, number in (
         (lambda _: any((run / "checkpoints").glob("*tmp*/parameters")), 0.02, signal.SIGKILL),
@@ -197,12 +195,13 @@ def test_kills_in_checkpoints_in_mining_and_anywhere(runs, start, train, train_w
     assert log(run) == log(quiet)
     assert log(run)[-1]["hard_cases/unseen"] == 0
     for name in ("completions.jsonl", "table.npz", "mining.json"):
-        assert (run / "mined" / name).read_bytes() == (quiet / "mined" / name).read_bytes()
+        assert (run / "mined" / "3" / name).read_bytes() == (
+            quiet / "mined" / "3" / name
+        ).read_bytes()
     for a, b in zip(*(flatten(parameters(x)) for x in (run, quiet)), strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = [
-        json.loads(line) for line in (run / "mined" / "completions.jsonl").read_text().splitlines()
-    ]
+    lines = (run / "mined" / "3" / "completions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     assert all(len(row["completions"]) == 2 and 0 <= row["exact"] <= 1 for row in rows)
 
 
@@ -328,11 +327,16 @@ def test_evaluate_screen_and_report(runs, command, data):
     assert "prompts are those of" in again.stderr
     assert "config.data.system_prompt '' instead of 'Be kind.'" in again.stderr
     assert metrics["num_samples"] == len(test_samples)
+    facts = metrics["facts"]
+    assert {"kind", "body", "label", "cap", "light"} < facts.keys()
+    assert facts["kind"]["num"] == facts["light"]["num"] == 5 * len(test_samples)
+    assert facts["light"].keys() == {"hit_rate", "false_alarm_rate", "num"}
 
     table = check(command("report", f"--results={results}", "--methods=sft,hcm_grpo"))
     assert "hcm_grpo" in table
     summary = json.loads((results / "summary.json").read_text())
     assert summary["methods"]["sft"] == metrics
+    assert summary["differences"].keys() == {"hcm_grpo"}
     assert (results / "curves.png").read_bytes().startswith(b"\x89PNG")
 
     paths = [results / samples[0]["original"], *(results / x for x in samples[0]["candidates"])]
@@ -364,30 +368,6 @@ def test_the_2b_config_builds_abstractly(command):
         )
     )
     assert out.startswith("2,088,957,440 parameters: 1,784,945,152 trained, 304,012,288 frozen")
-
-
-def test_synthesize_is_the_same_for_any_number_of_workers(command, tmp_path):
-    for workers in (1, 2):
-        check(
-            command(
-                "synthesize",
-                f"--out={tmp_path}/{workers}",
-                "--num=6",
-                "--image_size=48",
-                "--seed=5",
-                f"--workers={workers}",
-            )
-        )
-    files = [
-        sorted(x.relative_to(tmp_path / str(n)) for x in (tmp_path / str(n)).rglob("*"))
-        for n in (1, 2)
-    ]
-    assert files[0] == files[1]
-    assert all(
-        (tmp_path / "1" / x).read_bytes() == (tmp_path / "2" / x).read_bytes()
-        for x in files[0]
-        if x.suffix
-    )
 
 
 @pytest.mark.parametrize(
