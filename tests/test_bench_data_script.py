@@ -25,6 +25,6 @@ def test_an_epoch(run, capsys):
     assert result["steps"] == 200  # two rounds of 100 steps
     assert 100 < result["seen"] <= 200
     assert result["plan_bytes"] == 4 * 100
-    assert result["table_bytes"] == 240 * (8 + 4 + 4)
+    assert result["table_bytes"] == 240 * (8 + 4 + 4 + 4)
     assert result["checkpoint_bytes"] > result["plan_bytes"] + result["table_bytes"]
     assert result["plan_s"] > 0

@@ -50,6 +50,10 @@ def launch():
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(DEVICES // processes)}
+        if processes > 1:
+            # On CPUs, a process that reads a program from the cache and one that compiles it
+            # may wait for each other for ever.
+            environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         hosts = (
             [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"]
             if processes > 1

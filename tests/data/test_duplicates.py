@@ -49,6 +49,9 @@ class Listed(Records):
     def dimensions(self):
         return np.array([DIMENSIONS.index(x.dimension) for x in self.rows])
 
+    def num_options(self):
+        return np.array([x.num_options for x in self.rows])
+
 
 def pictures(*seeds):
     return [picture(seed) for seed in seeds]

@@ -241,6 +241,9 @@ class Endless(Records):
     def dimensions(self):
         return np.zeros(len(self), int)
 
+    def num_options(self):
+        return np.full(len(self), 4)
+
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_reading_runs_ahead_by_few_samples(workers):
